@@ -1,0 +1,33 @@
+# Everything starts from a machine with Python 3.11, git and make.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help train test lint setup report clean
+
+help: ## what can be typed here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+train: $(INSTALLED) ## train tiny_vla online in NavSim, on this machine's CPU, and write a report
+	$(BIN)/vla-models train configs/navsim_quick.yaml
+
+test: $(INSTALLED) ## run all tests with coverage
+	$(BIN)/python -m pytest tests -q --cov=vla_models --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(INSTALLED) ## build .venv (train and test do it by themselves)
+
+$(INSTALLED): requirements/local.txt requirements/dev.txt requirements/nodeps.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 was not found. Install it, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/nodeps.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean: ## remove .venv and what tests and tools left (runs/ is kept)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
