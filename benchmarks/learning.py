@@ -1,0 +1,72 @@
+"""Learning runs: the same configuration over several seeds, as one table.
+
+    python benchmarks/learning.py configs/navsim_quick.yaml --seeds 0 1 2
+
+Each seed is a whole run of ``vla-models train`` in its own process, one after the other. Prints the held-out means of every
+seed beside constant velocity and PDM-Closed on the same scenes, and writes ``benchmarks/results/learning_<config>.json``,
+which README and docs quote. Not part of CI: it takes as long as the runs take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("constant_velocity", "imitation", "rl", "pdm_closed")
+
+
+def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str, Any]:
+    """One training run; its summary.json with the run's folder added."""
+    name = f"learning-{config.stem}-seed{seed}"
+    before = set(output.glob("*")) if output.exists() else set()
+    command = [sys.executable, "-m", "vla_models", "train", str(config), f"seed={seed}", f"name={name}", f"output_dir={output}"]
+    subprocess.run([*command, *overrides], check=True)
+    (folder,) = set(output.glob(f"{name}*")) - before
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary | {"run": str(folder)}
+
+
+def table(summaries: list[dict[str, Any]]) -> str:
+    """A Markdown table: a row a seed, and the means."""
+    lines = ["| seed | constant velocity | imitation | RL | PDM-Closed | RL - imitation | minutes |", "|---|---|---|---|---|---|---|"]
+    for label, rows in [*((str(s["seed"]), [s]) for s in summaries), ("mean", summaries)]:
+        held = {c: mean(r["heldout"][c] for r in rows) for c in COLUMNS}
+        cells = [f"{held[c]:.3f}" for c in COLUMNS] + [f"{held['rl'] - held['imitation']:+.3f}"]
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {mean(r['wall_s'] for r in rows) / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, as for vla-models train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+
+    summaries = [run(args.config, seed, args.overrides, args.output) for seed in args.seeds]
+    print(table(summaries))
+    RESULTS.mkdir(exist_ok=True)
+    result = {
+        "config": args.config.name,
+        "overrides": args.overrides,
+        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "seeds": summaries,
+    }
+    path = RESULTS / f"learning_{args.config.stem}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
