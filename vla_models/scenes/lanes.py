@@ -5,17 +5,20 @@ Frame: the town's own origin, right-handed SI (CARLA's y is negated on reading).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from vla_models.files import atomic_path
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 STATION_STEP: Final = 1.0
-"""Metres between stations of a lane (the last interval may be shorter)."""
+"""Metres between stations of a lane, at most: stations are spread evenly, and lanes that lie abreast have equally many."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class LaneGraph:
     left: FloatArray  # [V, 2] left boundary
     right: FloatArray  # [V, 2] right boundary
     arc: FloatArray  # [V] metres from the lane's start
+    elevation: FloatArray  # [V] metres: roads may cross over one another
     # per lane
     length: FloatArray  # [L] metres
     speed_limit: FloatArray  # [L] m/s
     junction: IntArray  # [L] junction id, or -1 outside junctions
-    road: npt.NDArray[np.int64]  # [L] a key that same-direction neighbouring lanes of one road section share (a "roadblock")
-    left_lane: IntArray  # [L] neighbour driving in the same direction, or -1
+    road: IntArray  # [L] a key that same-direction neighbouring lanes of one road section share (a "roadblock")
+    left_lane: IntArray  # [L] neighbour driving in the same direction, or -1; its stations lie abreast, one by one
     right_lane: IntArray  # [L]
     names: tuple[str, ...]  # [L] "road/section/lane" of the OpenDRIVE file
     # connections, CSR over lanes
@@ -42,17 +46,20 @@ class LaneGraph:
     successors: IntArray
     predecessor_offsets: IntArray  # [L + 1]
     predecessors: IntArray
-    # traffic lights
+    # traffic lights: one row per head and approach (the rare head that several approaches obey has several rows)
     light_pose: FloatArray  # [T, 3] x, y, heading of the head (it faces oncoming traffic)
     light_lane_offsets: IntArray  # [T + 1] CSR: the junction lanes (connectors) that the light governs
     light_lanes: IntArray
     light_junction: IntArray  # [T] the junction it belongs to
-    stop_lines: FloatArray  # [T, 2, 2] end points of the stop line in front of the governed lanes
+    light_group: IntArray  # [T] the controller that switches it: lights of one group show the same colour
+    stop_lines: FloatArray  # [T, 2, 2] left and right end of the stop line, at the start of the governed lanes
     # surfaces outside driving lanes, ragged polygons
     parking_offsets: IntArray  # [K + 1] parking lanes ("carpark" in NavSim's words)
     parking_vertices: FloatArray  # [W, 2]
     sidewalk_offsets: IntArray  # [S + 1]
     sidewalk_vertices: FloatArray  # [X, 2]
+    shoulder_offsets: IntArray  # [B + 1] other street-level surface: shoulders, gutters, bike lanes, two-way turning lanes
+    shoulder_vertices: FloatArray  # [Y, 2]
     crosswalks: FloatArray  # [Z, 4, 2] quadrilaterals
 
     def __len__(self) -> int:
@@ -70,7 +77,36 @@ class LaneGraph:
         """Lanes that lead into ``lane``."""
         return self.predecessors[self.predecessor_offsets[lane] : self.predecessor_offsets[lane + 1]]
 
+    def governed_lanes(self, light: int) -> IntArray:
+        """Junction lanes that traffic light ``light`` opens and closes."""
+        return self.light_lanes[self.light_lane_offsets[light] : self.light_lane_offsets[light + 1]]
+
     def lane_polygon(self, lane: int) -> FloatArray:
         """Ring of ``lane``'s surface, [2n, 2]: the left boundary forward, then the right one back."""
         s = self.stations(lane)
         return np.concatenate([self.left[s], self.right[s][::-1]])
+
+    def save(self, path: Path) -> None:
+        """Write the graph as one uncompressed .npz; ``path`` appears whole or not at all."""
+        columns: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **columns)
+
+    @classmethod
+    def load(cls, path: Path) -> LaneGraph:
+        """Read what ``save`` wrote. A damaged file raises whatever NumPy raises (zip, value, key or OS error)."""
+        with np.load(path, allow_pickle=False) as archive:
+            columns: dict[str, Any] = {f.name: archive[f.name] for f in fields(cls)}
+        return cls(**columns | {"town": str(columns["town"]), "names": tuple(columns["names"].tolist())})
+
+
+def csr(rows: npt.ArrayLike, values: npt.ArrayLike, count: int) -> tuple[IntArray, IntArray]:
+    """Compressed rows: ``values`` grouped by ``rows`` (0 … count - 1), each group sorted -> offsets [count + 1], values."""
+    r, v = np.asarray(rows, dtype=np.int64), np.asarray(values, dtype=np.int64)
+    order = np.lexsort((v, r))
+    return offsets_of(np.bincount(r, minlength=count)), v[order]
+
+
+def offsets_of(counts: npt.ArrayLike) -> IntArray:
+    """Offsets [n + 1] of ragged rows with ``counts`` [n] entries each."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(counts, dtype=np.int64))])

@@ -1,0 +1,213 @@
+"""Names for models, framework adapters and environment adapters, and the decorators that register them.
+
+Registries are plain dicts by name, so a new framework or environment is one more key. Built-in models are imported when they
+are first asked for; third-party packages announce a module under the entry-point group ``vla_models.plugins``, which is
+imported once, before the first look-up, and registers whatever it wants with the same decorators.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from vla_models.errors import RegistryError, did_you_mean
+
+if TYPE_CHECKING:
+    from vla_models.interface import VLAInterface
+
+PLUGIN_GROUP = "vla_models.plugins"
+"""Entry-point group of third-party packages: each entry names a module (or an object in one) to import."""
+
+BUILTIN_MODELS: Mapping[str, str] = {"tiny_vla": "vla_models.models.tiny_vla"}
+"""Models of this package: name -> module whose import registers it."""
+
+T = TypeVar("T")
+
+
+class VLAModelRegistry:
+    """The registries. Class-level: there is one for the whole process, and no instance of it."""
+
+    _models: ClassVar[dict[str, type[VLAInterface]]] = {}
+    """model name -> class."""
+    _adapters: ClassVar[dict[str, dict[str, Any]]] = {}
+    """framework -> model name -> adapter: what a model brings for one framework instead of the generic adapter."""
+    _env_adapters: ClassVar[dict[str, dict[str, Any]]] = {}
+    """environment -> framework -> adapter class."""
+    _plugin_errors: ClassVar[dict[str, str] | None] = None
+    """plugin -> why it could not be imported; None until plugins were looked for."""
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+
+    # -- registering -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def register_model(cls, name: str, model: type[T], override: bool = False) -> type[T]:
+        """Register a subclass of ``VLAInterface`` under ``name``."""
+        if not (
+            isinstance(model, type)
+            and any(f"{b.__module__}.{b.__name__}" == "vla_models.interface.VLAInterface" for b in model.__mro__)
+        ):
+            raise RegistryError(
+                f"cannot register {model!r} as model {name!r}: it is not a subclass of VLAInterface or VLAForDriving"
+            )
+        builtin = BUILTIN_MODELS.get(name)
+        if builtin and model.__module__ != builtin and name not in cls._models and not override:
+            raise RegistryError(f"model {name!r} is built in ({builtin}); choose another name or pass override=True")
+        _put(cls._models, name, model, f"model {name!r}", override)
+        return model
+
+    @classmethod
+    def register_adapter(cls, framework: str, model: str, adapter: T, override: bool = False) -> T:
+        """Register what serves ``model`` in ``framework`` instead of that framework's generic adapter."""
+        _put(cls._adapters.setdefault(framework, {}), model, adapter, f"{framework} adapter of model {model!r}", override)
+        return adapter
+
+    @classmethod
+    def register_env_adapter(cls, env: str, framework: str, adapter: T, override: bool = False) -> T:
+        """Register what translates environment ``env`` for ``framework``."""
+        _put(cls._env_adapters.setdefault(env, {}), framework, adapter, f"{framework} adapter of environment {env!r}", override)
+        return adapter
+
+    # -- looking up ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_model(cls, name: str) -> type[VLAInterface]:
+        """The class registered as ``name``; unknown names list what exists and the nearest."""
+        cls.load_plugins()
+        if name not in cls._models and name in BUILTIN_MODELS:
+            importlib.import_module(BUILTIN_MODELS[name])
+        if name not in cls._models:
+            raise RegistryError(f"there is no model {name!r}; {did_you_mean(name, cls.list_models())}{cls._failed_plugins()}")
+        return cls._models[name]
+
+    @classmethod
+    def get_adapter(cls, framework: str, model: str) -> Any | None:
+        """The adapter that ``model`` brings for ``framework``, or None: then the framework's generic adapter serves."""
+        cls.load_plugins()
+        return cls._adapters.get(framework, {}).get(model)
+
+    @classmethod
+    def get_env_adapter(cls, env: str, framework: str) -> Any:
+        """The adapter of environment ``env`` for ``framework``; ``RegistryError`` says what exists."""
+        cls.load_plugins()
+        if env not in cls._env_adapters:
+            raise RegistryError(
+                f"no framework has an adapter of environment {env!r}; {did_you_mean(env, cls._env_adapters)}{cls._failed_plugins()}"
+            )
+        adapters = cls._env_adapters[env]
+        if framework not in adapters:
+            raise RegistryError(
+                f"environment {env!r} has no adapter for framework {framework!r}; {did_you_mean(framework, adapters)} "
+                f'Write a class under @register_env_adapter("{env}", "{framework}"){cls._failed_plugins()}'
+            )
+        return adapters[framework]
+
+    @classmethod
+    def list_models(cls) -> list[str]:
+        """Names of all models, built-in ones included (nothing heavy is imported)."""
+        cls.load_plugins()
+        return sorted({*cls._models, *BUILTIN_MODELS})
+
+    @classmethod
+    def list_adapters(cls) -> dict[str, list[str]]:
+        """framework -> names of the models that bring an adapter of their own."""
+        cls.load_plugins()
+        return {framework: sorted(models) for framework, models in sorted(cls._adapters.items())}
+
+    @classmethod
+    def list_env_adapters(cls) -> dict[str, list[str]]:
+        """environment -> frameworks that have an adapter of it."""
+        cls.load_plugins()
+        return {env: sorted(frameworks) for env, frameworks in sorted(cls._env_adapters.items())}
+
+    @classmethod
+    def name_of(cls, model: type) -> str | None:
+        """The name under which a class is registered, or None."""
+        return next((name for name, registered in cls._models.items() if registered is model), None)
+
+    # -- plugins ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_plugins(cls) -> dict[str, str]:
+        """Import the plugins of installed packages, once; returns {plugin: error} of those that failed (also warned about)."""
+        with cls._lock:
+            if cls._plugin_errors is None:
+                errors = cls._plugin_errors = {}  # set first: a plugin may look something up while it is imported
+                for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+                    try:
+                        entry.load()
+                    except Exception as e:  # a stranger's package may fail in any way and must not stop ours
+                        errors[entry.name] = f"{type(e).__name__}: {e}"
+                        warnings.warn(
+                            f"the vla_models plugin {entry.name!r} ({entry.value}) failed: {errors[entry.name]}", stacklevel=2
+                        )
+            return dict(cls._plugin_errors)
+
+    @classmethod
+    def _failed_plugins(cls) -> str:
+        failed = [f"{name} ({error})" for name, error in (cls._plugin_errors or {}).items()]
+        return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
+
+
+def _put(registry: dict[str, Any], name: str, value: Any, what: str, override: bool) -> None:
+    if not isinstance(name, str) or not name:
+        raise RegistryError(f"{what}: a name must be a non-empty string")
+    present = registry.get(name, value)
+    if present is not value and not override:
+        where = f"{getattr(present, '__module__', '?')}.{getattr(present, '__qualname__', present)}"
+        raise RegistryError(f"{what} is already registered ({where}); choose another name or pass override=True")
+    registry[name] = value
+
+
+def register_vla_model(name: str, override: bool = False) -> Callable[[type[T]], type[T]]:
+    """Class decorator: ``@register_vla_model("my_driving_vla")``; a name that is taken is an error unless ``override``."""
+    return lambda model: VLAModelRegistry.register_model(name, model, override)
+
+
+def register_framework_adapter(framework: str, model: str, override: bool = False) -> Callable[[T], T]:
+    """Decorator of a function or class: ``@register_framework_adapter("siirl", "my_driving_vla")``."""
+    return lambda adapter: VLAModelRegistry.register_adapter(framework, model, adapter, override)
+
+
+def register_env_adapter(env: str, framework: str, override: bool = False) -> Callable[[T], T]:
+    """Class decorator: ``@register_env_adapter("navsim", "areal")``."""
+    return lambda adapter: VLAModelRegistry.register_env_adapter(env, framework, adapter, override)
+
+
+def create_model(name: str, model_path: str | Path | None = None, **options: Any) -> VLAInterface:
+    """Build a registered model.
+
+    A ``model_path`` that ``save_pretrained`` wrote is loaded with ``from_pretrained`` (``options`` replace saved constructor
+    arguments). Anything else goes to the constructor, as ``model_path=…`` beside ``options``: what it means is the model's
+    affair. An option that the constructor does not take is an error that names those it takes.
+    """
+    from vla_models.pretrained import is_checkpoint
+
+    model = VLAModelRegistry.get_model(name)
+    _check_options(name, model, options)
+    if model_path is not None and is_checkpoint(model_path):
+        return model.from_pretrained(model_path, **options)
+    parameters = inspect.signature(model).parameters
+    if "model_path" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return model(model_path=model_path, **options)
+    if model_path is not None:
+        raise RegistryError(
+            f"model {name!r} takes no model_path, and {str(model_path)!r} is no checkpoint that save_pretrained wrote"
+        )
+    return model(**options)
+
+
+def _check_options(name: str, model: type, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(model).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise RegistryError(
+                f"model {name!r} does not take {option!r}; {did_you_mean(option, set(parameters) - {'model_path'})}"
+            )

@@ -1,0 +1,178 @@
+"""Model checkpoints: a folder with ``model.safetensors`` and ``config.json``. Never pickle.
+
+``config.json`` has the format's name, the class, the registered name and the constructor's arguments; loading calls the
+constructor with them and then demands that weights and model agree key by key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vla_models.errors import CheckpointError
+from vla_models.files import atomic_path
+
+if TYPE_CHECKING:
+    from vla_models.interface import VLAInterface
+
+FORMAT = "vla-model/1"
+"""Value of "format" in config.json; other folders are not ours."""
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+Model = TypeVar("Model", bound="VLAInterface")
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether ``folder`` was written by ``save_pretrained`` (other folders with a config.json, say Hugging Face's, are not)."""
+    try:
+        return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def save_model(model: VLAInterface, folder: Path) -> Path:
+    """Write ``model`` into ``folder`` (made if missing; other files in it are left alone). Returns ``folder``."""
+    from vla_models.interface import _NotSaved
+    from vla_models.model_registry import VLAModelRegistry
+
+    arguments = model.constructor_arguments()
+    for name, value in arguments.items():
+        if isinstance(value, _NotSaved):
+            raise CheckpointError(
+                f"{type(model).__name__} cannot be saved: its constructor's argument {name!r} is a {value.kind}, which config.json "
+                "cannot hold; override constructor_arguments() to return JSON values"
+            )
+    config = {
+        "format": FORMAT,
+        "model": VLAModelRegistry.name_of(type(model)),
+        "class": type(model).__name__,
+        "arguments": arguments,
+    }
+    tensors, aliases = _tensors(model)
+    metadata = {"format": "pt", "aliases": json.dumps(aliases)}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"cannot save into {str(folder)!r}: it is a file")
+    if not folder.exists():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file(tensors, temporary / WEIGHTS, metadata)
+            (temporary / CONFIG).write_text(text, encoding="utf-8")
+        return folder
+    mark = f".{uuid.uuid4().hex[:8]}.tmp"  # both files are complete before either takes its place
+    try:
+        save_file(tensors, folder / (WEIGHTS + mark), metadata)
+        (folder / (CONFIG + mark)).write_text(text, encoding="utf-8")
+        os.replace(folder / (WEIGHTS + mark), folder / WEIGHTS)
+        os.replace(folder / (CONFIG + mark), folder / CONFIG)
+    finally:
+        for name in (WEIGHTS, CONFIG):
+            (folder / (name + mark)).unlink(missing_ok=True)
+    return folder
+
+
+def load_model(cls: type[Model], folder: Path, changes: Mapping[str, Any]) -> Model:
+    """Build the model that lies in ``folder`` (see ``VLAInterface.from_pretrained``)."""
+    from vla_models.interface import VLAForDriving, VLAInterface
+    from vla_models.model_registry import VLAModelRegistry
+
+    config = read_config(folder)
+    name, saved_class = config["model"], config["class"]
+    built: type[VLAInterface] = cls
+    if cls in (VLAInterface, VLAForDriving):
+        if name is None:
+            raise CheckpointError(
+                f"{str(folder)!r} holds a {saved_class}, which has no registered name: call {saved_class}.from_pretrained"
+            )
+        built = VLAModelRegistry.get_model(name)
+    elif saved_class != cls.__name__ and (name is None or name != VLAModelRegistry.name_of(cls)):
+        raise CheckpointError(f"{str(folder)!r} holds a {saved_class} (model {name!r}), not a {cls.__name__}")
+    arguments = {**config["arguments"], **changes}
+    try:
+        model = built(**arguments)
+    except TypeError as e:
+        raise CheckpointError(
+            f"{str(folder)!r}: {built.__name__} cannot be built from the arguments in its config.json: {e}"
+        ) from e
+    load_weights(model, folder)
+    return model  # type: ignore[return-value]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint, checked."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {str(folder)!r} (looked in {Path.cwd()})")
+    if not path.is_file():
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(f"{str(folder)!r} is no model checkpoint: it has no {CONFIG} (it has {inside})")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise CheckpointError(f"{str(path)!r} is corrupt: {e}") from e
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not {"model", "class", "arguments"} <= config.keys():
+        raise CheckpointError(
+            f"{str(folder)!r} was not written by vla_models' save_pretrained (no format {FORMAT!r} in {CONFIG})"
+        )
+    return config
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Fill ``model`` with the weights in ``folder``; ``CheckpointError`` with all differing keys unless they fit exactly."""
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"there are no weights {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            aliases: dict[str, str] = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            loaded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict, it has no iterator
+    except (SafetensorError, ValueError, OSError) as e:
+        raise CheckpointError(f"{str(path)!r} is corrupt: {e}. Take an earlier checkpoint") from e
+    loaded.update({alias: loaded[kept] for alias, kept in aliases.items() if kept in loaded})
+    own = model.state_dict()
+    missing = sorted(own.keys() - loaded.keys())
+    unexpected = sorted(loaded.keys() - own.keys())
+    shapes = [
+        f"{k} {list(loaded[k].shape)} instead of {list(own[k].shape)}"
+        for k in own.keys() & loaded.keys()
+        if loaded[k].shape != own[k].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))]
+        lists = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in parts if keys)
+        raise CheckpointError(f"the weights in {str(path)!r} do not fit {type(model).__name__}: {lists}")
+    model.load_state_dict(loaded)
+
+
+def _some(keys: list[str], most: int = 10) -> str:
+    return ", ".join(keys[:most]) + (f", … ({len(keys) - most} more)" if len(keys) > most else "")
+
+
+def _tensors(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The state dict as tensors that share no memory, and {name: name of the same tensor} for tied weights."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{type(model).__name__} cannot be saved: {name!r} in its state dict is a {type(value).__name__}, not a tensor"
+            )
+        same = (value.device, value.data_ptr(), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype)
+        if value.numel() and same in seen:
+            aliases[name] = seen[same]
+            continue
+        seen[same] = name
+        own = value.detach().cpu().contiguous()
+        views_more = own.untyped_storage().nbytes() != own.numel() * own.element_size()
+        tensors[name] = own.clone() if views_more else own
+    return tensors, aliases

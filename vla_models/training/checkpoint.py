@@ -1,0 +1,162 @@
+"""Checkpoints that survive ``kill -9`` at any moment: a folder appears whole or not at all.
+
+``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` (the trainer's progress and the
+SHA-256 of the other two). No pickle. There are no random states to save: the trainer draws every number from (seed, phase,
+step), see ``random_stream``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_models.errors import CheckpointError
+from vla_models.files import atomic_path
+
+PHASES: Final = ("imitation", "rl")
+"""Phases of training in order; checkpoints sort by (phase, step)."""
+
+_FORMAT: Final = "vla-checkpoint/1"
+
+
+def random_stream(seed: int, phase: str, step: int) -> int:
+    """A seed for everything random in one step, the same whenever the step is done: what makes a resumed run bit-exact."""
+    digest = hashlib.sha256(f"{seed}/{phase}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # torch wants it below 2**63
+
+
+def data_order(seed: int, phase: str, step: int, size: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Which ``count`` of ``size`` items step number ``step`` takes: epochs of random permutations laid end to end, [count]."""
+    first = step * count
+    out = np.empty(count, dtype=np.int64)
+    permutation, epoch = np.empty(0, dtype=np.int64), -1
+    for i in range(count):
+        at, place = divmod(first + i, size)
+        if at != epoch:
+            epoch, permutation = at, np.random.default_rng(random_stream(seed, f"{phase}-order", at)).permutation(size)
+        out[i] = permutation[place]
+    return out
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, phase: str, step: int, state: dict[str, Any], keep: int = 2
+) -> Path:
+    """Write a checkpoint under ``folder`` and remove all but the newest ``keep``. ``state`` is plain JSON. Returns its path."""
+    path = Path(folder) / f"step-{PHASES.index(phase)}-{step:07d}"
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        save_file(_model_tensors(model), temporary / "model.safetensors")
+        tensors, groups = _optimizer_tensors(optimizer)
+        save_file(tensors, temporary / "optimizer.safetensors")
+        sums = {name: _sha256(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
+        text = json.dumps(
+            {"format": _FORMAT, "phase": phase, "step": step, "sha256": sums, "optimizer": groups, "state": state}, indent=1
+        )
+        (temporary / "state.json").write_text(text)
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint under ``folder``, or None; remains of a killed run are removed."""
+    for leftover in [*Path(folder).glob(".*.tmp"), *Path(folder).glob(".*.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, int, dict[str, Any]]:
+    """Put a checkpoint's weights and optimizer state in place; returns its phase, step and ``state``.
+
+    Raises CheckpointError, naming the file, if one is missing, damaged, or belongs to another model. Nothing is changed then.
+    """
+    manifest_path = Path(path) / "state.json"
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        if manifest["format"] != _FORMAT:
+            raise CheckpointError(f"{manifest_path}: format {manifest['format']!r} is not {_FORMAT!r}; another version wrote it")
+        phase, step, sums = manifest["phase"], int(manifest["step"]), dict(manifest["sha256"])
+        groups, state = manifest["optimizer"], dict(manifest["state"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(manifest_path, error)) from error
+    loaded: dict[str, dict[str, Tensor]] = {}
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        file = Path(path) / name
+        try:
+            if _sha256(file) != sums[name]:
+                raise ValueError("its SHA-256 is not the one in state.json")
+            loaded[name] = load_file(file)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(_damaged(file, error)) from error
+    weights = loaded["model.safetensors"]
+    own = _model_tensors(model)
+    different = [name for name in own.keys() | weights.keys() if name not in own or name not in weights]
+    different += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if different:
+        raise CheckpointError(
+            f"{path}/model.safetensors belongs to another model: {len(different)} tensors differ in name or shape, "
+            f"for example {sorted(different)[0]!r}; resume with the configuration of that run"
+        )
+    own_groups = [len(group["params"]) for group in optimizer.param_groups]
+    if own_groups != [len(group["params"]) for group in groups]:
+        raise CheckpointError(f"{path}/optimizer.safetensors belongs to another optimizer; resume with that run's configuration")
+    model.load_state_dict(weights, strict=False)
+    optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer.safetensors"]), "param_groups": groups})
+    return phase, step, state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in Path(folder).glob("step-*-*") if p.is_dir())
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    return (
+        f"{file} is missing or damaged ({error}). Remove the folder {file.parent} to go on from the checkpoint before it, "
+        "or start a new run"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared storage once (safetensors refuses aliases); names in a fixed order."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        out[name] = tensor.detach().contiguous()
+    return out
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    whole = optimizer.state_dict()
+    tensors = {
+        f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, entries in whole["state"].items()
+        for key, value in entries.items()
+        if value is not None
+    }
+    return tensors, whole["param_groups"]
+
+
+def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    return state
