@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "vla_models"
 # Lowest first (docs/architecture.md). A room imports from its own level only itself, and anything from below.
 LEVELS: list[set[str]] = [
     {"errors", "files", "geometry"},
-    {"scenes"},
-    {"scoring", "simulation", "render", "control"},
-    {"envs", "interface"},
-    {"heads", "model_registry", "config"},
-    {"models"},
+    {"scenes", "yaml_source"},
+    {"scoring", "simulation", "render", "inputs", "pretrained", "config_errors"},
+    {"control", "envs", "interface"},
+    {"heads", "model_registry"},
+    {"models", "config"},
     {"training", "frameworks"},
     {"report", "doctor", "cli", "__main__", "__init__"},
 ]

@@ -45,6 +45,10 @@ class MissingDependency(VLAModelsError, ImportError):
     """An optional package is not installed; the message has the command that installs it."""
 
 
+class DivergenceError(VLAModelsError, ArithmeticError):
+    """Training has produced a number that is not finite, or probabilities that do not replay; the message has the step."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; known: a, b, c. Did you mean a?' for an unknown ``name`` (the question only where something is near)."""
     names = sorted(known)

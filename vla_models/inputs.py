@@ -120,21 +120,21 @@ class VLAPrediction:
         self.waypoints = check_plan(self.waypoints)
 
 
-def check_plan(plan: Any, horizon: int | None = None, what: str = "plan") -> npt.NDArray[np.float32]:
-    """``plan`` (array or tensor [..., T, 3]) as float32 NumPy; ``PlanError`` unless finite and T == ``horizon``."""
-    array = _as_numpy(plan)
-    if array.ndim < 2 or array.shape[-1] != 3 or array.shape[-2] == 0 or array.dtype.kind not in "fiu":
-        raise PlanError(
-            f"{what} has shape {list(array.shape)} ({array.dtype}); expected numbers [T, 3] or [B, T, 3]: x, y, heading"
-        )
+def check_plan(plan: Any, horizon: int | None = None, what: str = "the plan", columns: int = 3) -> npt.NDArray[np.float32]:
+    """``plan`` (array or tensor [..., T, 3]) as float32 NumPy; ``PlanError`` unless it is finite and T == ``horizon``.
+
+    columns: how many of x, y, heading it must at least have; with 3 it must have exactly these.
+    """
+    array = as_numpy(plan)
+    wide = array.ndim >= 2 and (array.shape[-1] == 3 or columns <= array.shape[-1] < 3)
+    if not wide or array.shape[-2] == 0 or array.dtype.kind not in "fiu":
+        raise PlanError(f"{what} has shape {list(array.shape)} ({array.dtype}); expected [T, 3] or [B, T, 3]: x, y, heading")
     if horizon is not None and array.shape[-2] != horizon:
         raise PlanError(f"{what} has {array.shape[-2]} poses; expected {horizon}")
     bad = ~np.isfinite(array).all(axis=(-2, -1))
     if bad.any():
-        rows = f"rows {np.flatnonzero(bad)[:10].tolist()} of {bad.size}" if array.ndim > 2 else "it"
-        raise PlanError(
-            f"{what} is not finite: {rows} contain NaN or infinity. Check the model's weights and its learning rate"
-        )
+        rows = f"rows {np.flatnonzero(bad)[:10].tolist()} of {bad.size} contain" if array.ndim > 2 else "it contains"
+        raise PlanError(f"{what} is not finite: {rows} NaN or infinity. Check the model's weights and its learning rate")
     return array.astype(np.float32, copy=False)
 
 
@@ -156,7 +156,7 @@ def load_image(image: Image, camera: str = "front") -> npt.NDArray[np.uint8]:
         return _read_image(Path(image), camera)
     if hasattr(image, "convert"):  # PIL, without importing it
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
-    array = _as_numpy(image)
+    array = as_numpy(image)
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] not in (3, 4):  # a torch-style [3, H, W]
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
@@ -210,7 +210,7 @@ def _read_image(path: Path, camera: str) -> npt.NDArray[np.uint8]:
         raise ImageError(f"camera {camera!r}: {str(path)!r} cannot be read as an image: {e}") from e
 
 
-def _as_numpy(value: Any) -> npt.NDArray[Any]:
+def as_numpy(value: Any) -> npt.NDArray[Any]:
     """Any array-like, torch tensors (on a device, with gradients, bfloat16) included, as NumPy."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()

@@ -7,7 +7,6 @@ Three methods make a model usable (``encode_text``, ``encode_image``, ``predict_
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vla_models.errors import NotImplementedByModel, PlanError, SceneError, VLAModelsError
+from vla_models.errors import CheckpointError, NotImplementedByModel, PlanError, SceneError, VLAModelsError
 from vla_models.inputs import (
     EGO_FEATURES,
     Images,
@@ -29,6 +28,7 @@ from vla_models.inputs import (
     load_image,
     load_images,
 )
+from vla_models.pretrained import load_weights, read_config, remember_arguments, write_model
 
 if TYPE_CHECKING:
     from vla_models.control import WaypointController
@@ -60,7 +60,7 @@ class VLAInterface(torch.nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         torch.nn.Module.__init__(self)
-        self._constructor_arguments = _remember(cls, args, kwargs)
+        self._constructor_arguments = remember_arguments(cls, args, kwargs)
         self._reference: dict[str, torch.Tensor] | None = None
         return self
 
@@ -194,9 +194,9 @@ class VLAInterface(torch.nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json`` (class, registered name, constructor arguments) into ``folder``."""
-        from vla_models.pretrained import save_model
+        from vla_models.model_registry import VLAModelRegistry
 
-        return save_model(self, Path(folder))
+        return write_model(self, Path(folder), VLAModelRegistry.name_of(type(self)), self.constructor_arguments())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:
@@ -205,9 +205,27 @@ class VLAInterface(torch.nn.Module):
         On ``VLAInterface`` or ``VLAForDriving`` itself, any registered model is found by the name in the checkpoint. A missing,
         corrupt or foreign checkpoint is a ``CheckpointError``; pickle is never read.
         """
-        from vla_models.pretrained import load_model
+        from vla_models.model_registry import VLAModelRegistry
 
-        return load_model(cls, Path(folder), changes)
+        config = read_config(Path(folder))
+        name, saved = config["model"], config["class"]
+        built: type[Any] = cls
+        if cls in (VLAInterface, VLAForDriving):
+            if name is None:
+                raise CheckpointError(
+                    f"{str(folder)!r} holds a {saved} without a registered name: call {saved}.from_pretrained"
+                )
+            built = VLAModelRegistry.get_model(name)
+        elif saved != cls.__name__ and (name is None or name != VLAModelRegistry.name_of(cls)):
+            raise CheckpointError(f"{str(folder)!r} holds a {saved} (model {name!r}), not a {cls.__name__}")
+        try:
+            model: Self = built(**{**config["arguments"], **changes})
+        except TypeError as e:
+            raise CheckpointError(
+                f"{str(folder)!r}: {built.__name__} does not take the arguments in its config.json: {e}"
+            ) from e
+        load_weights(model, Path(folder))
+        return model
 
 
 class VLAForDriving(VLAInterface):
@@ -253,7 +271,7 @@ class VLAForDriving(VLAInterface):
                     plans.append(self._one_plan(self.predict_waypoints(prompt, given.images, **options)))
         if len({len(plan) for plan in plans}) > 1:
             raise PlanError(
-                f"{type(self).__name__}.predict_waypoints returned plans of {sorted({len(p) for p in plans})} poses in one batch"
+                f"{type(self).__name__}.predict_waypoints returned plans of {sorted({len(p) for p in plans})} poses in a batch"
             )
         waypoints = plans[0] if single and num_samples == 1 else np.stack(plans)
         return VLAPrediction(waypoints=waypoints, dt=self.spec.dt)
@@ -264,7 +282,7 @@ class VLAForDriving(VLAInterface):
             return plan[0]
         if plan.ndim != 2:
             raise PlanError(
-                f"{type(self).__name__}.predict_waypoints returned {list(plan.shape)} for one input; expected [N, 3] or [1, N, 3]"
+                f"{type(self).__name__}.predict_waypoints returned {list(plan.shape)} for one input; expected [N, 3]"
             )
         return plan
 
@@ -336,39 +354,6 @@ class VLAForDriving(VLAInterface):
         if controller is None or controller.dt != self.spec.dt:
             controller = self.__dict__["_waypoint_controller"] = WaypointController(dt=self.spec.dt)
         return controller
-
-
-def _remember(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a constructor call by name, with defaults, as JSON values (what JSON cannot hold is named, not kept)."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    try:
-        bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # the constructor itself will say what is wrong; copying calls __new__ without arguments
-        return {}
-    bound.apply_defaults()
-    arguments: dict[str, Any] = {}
-    for (name, value), parameter in zip(
-        list(bound.arguments.items())[1:], list(signature.parameters.values())[1:], strict=True
-    ):
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(value)
-        elif parameter.kind is not parameter.VAR_POSITIONAL or value:
-            arguments[name] = value
-    return {name: _plain(value) for name, value in arguments.items()}
-
-
-class _NotSaved:
-    """Stands for a constructor argument that config.json cannot hold."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(str(value) if isinstance(value, Path) else value, allow_nan=False))
-    except (TypeError, ValueError):
-        return _NotSaved(type(value).__name__)
 
 
 def _adapted_modules(model: torch.nn.Module) -> list[Any]:

@@ -97,7 +97,7 @@ class VLAModelRegistry:
         cls.load_plugins()
         if env not in cls._env_adapters:
             raise RegistryError(
-                f"no framework has an adapter of environment {env!r}; {did_you_mean(env, cls._env_adapters)}{cls._failed_plugins()}"
+                f"no environment {env!r} has an adapter; {did_you_mean(env, cls._env_adapters)}{cls._failed_plugins()}"
             )
         adapters = cls._env_adapters[env]
         if framework not in adapters:

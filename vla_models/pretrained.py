@@ -6,12 +6,13 @@ constructor with them and then demands that weights and model agree key by key.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,43 +21,65 @@ from safetensors.torch import save_file
 from vla_models.errors import CheckpointError
 from vla_models.files import atomic_path
 
-if TYPE_CHECKING:
-    from vla_models.interface import VLAInterface
-
 FORMAT = "vla-model/1"
 """Value of "format" in config.json; other folders are not ours."""
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
-Model = TypeVar("Model", bound="VLAInterface")
+
+class NotSaved:
+    """Stands for a constructor argument that config.json cannot hold."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+def remember_arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor call by name, with defaults, as JSON values (what JSON cannot hold becomes ``NotSaved``)."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    try:
+        bound = signature.bind(None, *args, **kwargs)
+    except TypeError:  # the constructor itself will say what is wrong; copying calls __new__ without arguments
+        return {}
+    bound.apply_defaults()
+    arguments: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL or value:
+            arguments[name] = value
+    return {name: _plain(value) for name, value in arguments.items()}
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(str(value) if isinstance(value, Path) else value, allow_nan=False))
+    except (TypeError, ValueError):
+        return NotSaved(type(value).__name__)
 
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether ``folder`` was written by ``save_pretrained`` (other folders with a config.json, say Hugging Face's, are not)."""
     try:
-        return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
+        return bool(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT)
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def save_model(model: VLAInterface, folder: Path) -> Path:
-    """Write ``model`` into ``folder`` (made if missing; other files in it are left alone). Returns ``folder``."""
-    from vla_models.interface import _NotSaved
-    from vla_models.model_registry import VLAModelRegistry
+def write_model(model: torch.nn.Module, folder: Path, name: str | None, arguments: Mapping[str, Any]) -> Path:
+    """Write ``model`` into ``folder`` (made if missing; other files in it are left alone). Returns ``folder``.
 
-    arguments = model.constructor_arguments()
-    for name, value in arguments.items():
-        if isinstance(value, _NotSaved):
+    name: under which the class is registered, or None; arguments: of the constructor.
+    """
+    kind = type(model).__name__
+    for argument, value in arguments.items():
+        if isinstance(value, NotSaved):
             raise CheckpointError(
-                f"{type(model).__name__} cannot be saved: its constructor's argument {name!r} is a {value.kind}, which config.json "
-                "cannot hold; override constructor_arguments() to return JSON values"
+                f"{kind} cannot be saved: its constructor's argument {argument!r} is a {value.kind}, which config.json cannot "
+                "hold; override constructor_arguments() to return JSON values"
             )
-    config = {
-        "format": FORMAT,
-        "model": VLAModelRegistry.name_of(type(model)),
-        "class": type(model).__name__,
-        "arguments": arguments,
-    }
+    config = {"format": FORMAT, "model": name, "class": kind, "arguments": dict(arguments)}
     tensors, aliases = _tensors(model)
     metadata = {"format": "pt", "aliases": json.dumps(aliases)}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -75,36 +98,9 @@ def save_model(model: VLAInterface, folder: Path) -> Path:
         os.replace(folder / (WEIGHTS + mark), folder / WEIGHTS)
         os.replace(folder / (CONFIG + mark), folder / CONFIG)
     finally:
-        for name in (WEIGHTS, CONFIG):
-            (folder / (name + mark)).unlink(missing_ok=True)
+        for file in (WEIGHTS, CONFIG):
+            (folder / (file + mark)).unlink(missing_ok=True)
     return folder
-
-
-def load_model(cls: type[Model], folder: Path, changes: Mapping[str, Any]) -> Model:
-    """Build the model that lies in ``folder`` (see ``VLAInterface.from_pretrained``)."""
-    from vla_models.interface import VLAForDriving, VLAInterface
-    from vla_models.model_registry import VLAModelRegistry
-
-    config = read_config(folder)
-    name, saved_class = config["model"], config["class"]
-    built: type[VLAInterface] = cls
-    if cls in (VLAInterface, VLAForDriving):
-        if name is None:
-            raise CheckpointError(
-                f"{str(folder)!r} holds a {saved_class}, which has no registered name: call {saved_class}.from_pretrained"
-            )
-        built = VLAModelRegistry.get_model(name)
-    elif saved_class != cls.__name__ and (name is None or name != VLAModelRegistry.name_of(cls)):
-        raise CheckpointError(f"{str(folder)!r} holds a {saved_class} (model {name!r}), not a {cls.__name__}")
-    arguments = {**config["arguments"], **changes}
-    try:
-        model = built(**arguments)
-    except TypeError as e:
-        raise CheckpointError(
-            f"{str(folder)!r}: {built.__name__} cannot be built from the arguments in its config.json: {e}"
-        ) from e
-    load_weights(model, folder)
-    return model  # type: ignore[return-value]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def test_on_policy_gradient_is_the_policy_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "clipped"), [(1.27, 1.0, False), (1.29, 1.0, True), (1.29, -1.0, False), (0.79, -1.0, True), (0.79, 1.0, False)]
+    ("ratio", "advantage", "clipped"),
+    [(1.27, 1.0, False), (1.29, 1.0, True), (1.29, -1.0, False), (0.79, -1.0, True), (0.79, 1.0, False)],
 )
 def test_clipping_is_asymmetric_and_one_sided(ratio: float, advantage: float, clipped: bool) -> None:
     logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)

@@ -10,7 +10,7 @@ import copy
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gymnasium
 import numpy as np
@@ -20,15 +20,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from vla_models.errors import PlanError, SceneError, did_you_mean
+from vla_models.inputs import EGO_FEATURES
 from vla_models.scenes.scene import COMMANDS, EGO_COLUMNS, PLAN_STEPS, Scene
 from vla_models.scoring.rewards import METRICS, Reward
 
 INSTRUCTION: Final = "Drive safely to the destination"
 """The task in words; the same for every scene (what differs is in ego, command and route)."""
 
-EGO_FEATURES: Final = ("speed", "acceleration", "lateral_acceleration", "steering", "yaw_rate")
-"""Columns of the observation ``ego``: m/s, m/s², m/s², rad (tyres), rad/s."""
 _EGO_SOURCE: Final = [EGO_COLUMNS.index(name) for name in ("vx", "ax", "ay", "steering", "yaw_rate")]
+"""Where the columns of the observation ``ego`` (``EGO_FEATURES``) come from."""
 
 ROUTE_POINTS: Final = 10
 """Points of the observation ``route``: 5, 10, … 50 m ahead along the route, ego frame."""
@@ -85,7 +85,7 @@ class NavSimEnv(VectorEnv):
         PlanError: if plans have the wrong shape or are not finite.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
 
     def __init__(
         self,
@@ -102,7 +102,9 @@ class NavSimEnv(VectorEnv):
             raise SceneError("NavSim-v0 was given no scenes; pass some, or leave `scenes` out for generated ones")
         self.reward = reward if isinstance(reward, Reward) else Reward(**{"version": score_version, **(reward or {})})
         if self.reward.version != score_version:
-            raise SceneError(f"the reward expects score {self.reward.version}, the environment has {score_version}; make them equal")
+            raise SceneError(
+                f"the reward expects score {self.reward.version}, the environment has {score_version}; make them equal"
+            )
         self.threads = threads
         tokens = getattr(self.scenes, "tokens", None)
         self.tokens: list[str] = list(tokens) if tokens is not None else [scene.token for scene in self.scenes]
@@ -114,7 +116,9 @@ class NavSimEnv(VectorEnv):
         first = self.scenes[0]
         self.single_observation_space = spaces.Dict(
             {
-                "images": spaces.Dict({name: spaces.Box(0, 255, image.shape, np.uint8) for name, image in first.images.items()}),
+                "images": spaces.Dict(
+                    {name: spaces.Box(0, 255, image.shape, np.uint8) for name, image in first.images.items()}
+                ),
                 "ego": spaces.Box(-np.inf, np.inf, (len(EGO_FEATURES),), np.float32),
                 "route": spaces.Box(-np.inf, np.inf, (ROUTE_POINTS, 2), np.float32),
                 "command": spaces.Discrete(len(COMMANDS)),
@@ -125,7 +129,9 @@ class NavSimEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin N episodes. ``options={"scenes": [...]}`` names them (N tokens or indices); without, they are drawn at random.
 
         Drawn episodes repeat no scene until all have been used. The same seed draws the same scenes.
@@ -145,7 +151,7 @@ class NavSimEnv(VectorEnv):
         return self._begin()
 
     def step(self, actions: npt.ArrayLike) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Score plans [N, 8, 3]; see the class for what comes back. The observation stays what it was: the world is not moved."""
+        """Score plans [N, 8, 3]; see the class for what comes back. The observation stays what it was: nothing has moved."""
         from vla_models.scoring.pdm import score  # compiles or loads the kernels: not before somebody scores
 
         if self._indices is None or self._done:
@@ -225,11 +231,13 @@ def check_plans(plans: npt.ArrayLike, rows: int) -> npt.NDArray[np.float64]:
     out = np.asarray(plans, dtype=np.float64)
     if out.shape != (rows, PLAN_STEPS, 3):
         raise PlanError(
-            f"plans have shape {out.shape}, expected ({rows}, {PLAN_STEPS}, 3): x, y, heading in the ego frame every 0.5 s to 4 s"
+            f"plans have shape {out.shape}, expected ({rows}, {PLAN_STEPS}, 3): x, y, heading in the ego frame every 0.5 s"
         )
     bad = np.flatnonzero(~np.isfinite(out).all(axis=(1, 2)))
     if len(bad):
-        raise PlanError(f"plans of rows {bad[:8].tolist()}{' …' if len(bad) > 8 else ''} are not finite; the model has diverged")
+        raise PlanError(
+            f"plans of rows {bad[:8].tolist()}{' …' if len(bad) > 8 else ''} are not finite; the model has diverged"
+        )
     return out
 
 
@@ -248,7 +256,7 @@ def _load(scenes: Sequence[Scene] | str | Path | None) -> Sequence[Scene]:
 
 
 def _groups(indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct scenes in order of first appearance, and for each row its scene's place among them and its place in the group."""
+    """Distinct scenes in order of first appearance; for each row, its scene's place among them and its own in the group."""
     values, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), dtype=np.int64)

@@ -82,9 +82,13 @@ class KinematicCodebook:
 
     def decode(self, tokens: Tensor, speed: Tensor) -> Tensor:
         """Plans float32 ``[B, T, 3]`` (x, y, heading in (-pi, pi]) of token rows ``[B, T]`` at speeds ``[B]``."""
-        pose = self.states(tokens, speed)[:, 1:, :3]
-        heading = torch.atan2(pose[..., 2].sin(), pose[..., 2].cos())
-        return torch.cat([pose[..., :2], heading[..., None]], dim=-1).float()
+        return self.plans(self.states(tokens, speed)[:, 1:])
+
+    @staticmethod
+    def plans(states: Tensor) -> Tensor:
+        """States ``[..., 4]`` as poses float32 ``[..., 3]``."""
+        heading = torch.atan2(states[..., 2].sin(), states[..., 2].cos())
+        return torch.cat([states[..., :2], heading[..., None]], dim=-1).float()
 
     def encode(self, plans: Tensor, speed: Tensor, beam: int = 24) -> Tensor:
         """Tokens int64 ``[B, T]`` whose plan lies nearest to ``plans`` ``[B, T, 3]`` driven from speeds ``[B]``.
@@ -240,7 +244,8 @@ class TokenHead(nn.Module):
             if deterministic:
                 choices.append(part.argmax(-1))
             else:
-                choices.append(torch.multinomial(part.exp(), 1, generator=generator)[:, 0])
+                p = part.exp() if generator is None else part.exp().to(generator.device)
+                choices.append(torch.multinomial(p, 1, generator=generator)[:, 0].to(part.device))
         tokens = self._join(choices)
         return tokens, self.log_prob(logits, tokens, temperature, support), support
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.geometry import to_frame
-from vla_models.render.triangles import lane_ends, ring_length, signed_area, triangulate
+from vla_models.render.triangles import lane_ends, ring_length, signed_area, simplify, triangulate
 from vla_models.scenes.scene import LAYERS, Scene
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,6 +32,7 @@ YELLOW: Final = (226, 178, 48)
 SHADOW: Final = (44, 45, 49)
 
 _LANE: Final = LAYERS.index("lane")
+_ROADBLOCK: Final = LAYERS.index("roadblock")
 _COLOURS: Final = np.array(
     [{"intersection": JUNCTION, "lane_connector": JUNCTION, "carpark": CARPARK}.get(name, ROAD) for name in LAYERS],
     dtype=np.uint8,
@@ -44,6 +45,7 @@ _PAINTS: Final = np.array([WHITE, YELLOW, SHADOW], dtype=np.uint8)
 _HALF_LINE: Final = 0.1  # metres; real lines are 0.10-0.15 m wide in all: below a pixel from 10 m on
 _HALF_STOP: Final = 0.25
 _SHARED: Final = 0.4  # metres between two lanes' sides that are one line on the road
+_TOLERANCE: Final = 0.03  # metres by which a simplified rim may stray
 
 
 @numba.njit(cache=True)
@@ -52,8 +54,11 @@ def _triangle(pos, rgb, n, ax, ay, bx, by, cx, cy, colour, view):  # type: ignor
     side, back, ahead = view
     if min(ay, by, cy) > ahead or max(ay, by, cy) < back:
         return pos, rgb, n
-    if min(ax - side * ay, bx - side * by, cx - side * cy) > 0.0 or max(ax + side * ay, bx + side * by, cx + side * cy) < 0.0:
-        return pos, rgb, n
+    if side > 0.0:
+        if min(ax - side * ay, bx - side * by, cx - side * cy) > 0.0:
+            return pos, rgb, n
+        if max(ax + side * ay, bx + side * by, cx + side * cy) < 0.0:
+            return pos, rgb, n
     if n + 3 > len(pos):
         pos = np.concatenate((pos, np.empty_like(pos)))
         rgb = np.concatenate((rgb, np.empty_like(rgb)))
@@ -78,47 +83,48 @@ def _line(pos, rgb, n, ax, ay, bx, by, half, colour, view):  # type: ignore[no-u
 
 
 @numba.njit(cache=True)
-def _middle(points, start, count, size):  # type: ignore[no-untyped-def]
-    """The point halfway along the chain of ``count`` vertices from ``start`` (cyclic in a ring of ``size``)."""
+def _middle(chain, count):  # type: ignore[no-untyped-def]
+    """The point halfway along the first ``count`` vertices of a chain."""
     total = 0.0
     for k in range(count - 1):
-        a, b = (start + k) % size, (start + k + 1) % size
-        total += np.hypot(points[b, 0] - points[a, 0], points[b, 1] - points[a, 1])
+        total += np.hypot(chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1])
     left = total / 2.0
     for k in range(count - 1):
-        a, b = (start + k) % size, (start + k + 1) % size
-        d = np.hypot(points[b, 0] - points[a, 0], points[b, 1] - points[a, 1])
+        dx, dy = chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1]
+        d = np.hypot(dx, dy)
         if left <= d and d > 0.0:
-            t = left / d
-            return points[a, 0] + t * (points[b, 0] - points[a, 0]), points[a, 1] + t * (points[b, 1] - points[a, 1])
+            return chain[k, 0] + left / d * dx, chain[k, 1] + left / d * dy
         left -= d
-    return points[start % size, 0], points[start % size, 1]
+    return chain[0, 0], chain[0, 1]
 
 
 @numba.njit(cache=True)
-def _near(points, start, count, size, x, y, limit):  # type: ignore[no-untyped-def]
-    """Whether (x, y) lies within ``limit`` of the chain."""
+def _near(chain, count, x, y):  # type: ignore[no-untyped-def]
+    """Whether (x, y) lies on the first ``count`` vertices of a chain, give or take ``_SHARED``."""
     for k in range(count - 1):
-        a, b = (start + k) % size, (start + k + 1) % size
-        ux, uy = points[b, 0] - points[a, 0], points[b, 1] - points[a, 1]
-        wx, wy = x - points[a, 0], y - points[a, 1]
+        ux, uy = chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1]
+        wx, wy = x - chain[k, 0], y - chain[k, 1]
         n2 = ux * ux + uy * uy
         t = 0.0 if n2 == 0.0 else min(1.0, max(0.0, (wx * ux + wy * uy) / n2))
         dx, dy = wx - t * ux, wy - t * uy
-        if dx * dx + dy * dy < limit * limit:
+        if dx * dx + dy * dy < _SHARED * _SHARED:
             return True
     return False
 
 
 @numba.njit(cache=True)
-def _paint(points, offsets, layer, order, lane_layer, stop, shadows, colours, paints, view):  # type: ignore[no-untyped-def]
+def _paint(points, offsets, layer, order, stop, shadows, colours, paints, view):  # type: ignore[no-untyped-def]
     """All triangles of the road plane: surfaces layer by layer, lane lines, stop lines, shadows."""
     side, back, ahead = view
     pos = np.empty((4096, 3), np.float32)
     rgb = np.empty((4096, 4), np.uint8)
     n = 0
     count = len(offsets) - 1
-    seen = np.zeros(count, np.bool_)
+    # 1. what is in sight, without the vertices that a straight road does not need: `kept` holds ring p from offsets[p] on,
+    # lanes turned so that the left side (lefts[p] vertices) comes first, then the right one (rights[p])
+    kept = np.empty_like(points)
+    lefts = np.zeros(count, np.int64)
+    rights = np.zeros(count, np.int64)
     for p in range(count):
         ring = points[offsets[p] : offsets[p + 1]]
         lo_x, hi_x, lo_y, hi_y = np.inf, -np.inf, np.inf, -np.inf
@@ -126,60 +132,54 @@ def _paint(points, offsets, layer, order, lane_layer, stop, shadows, colours, pa
             lo_x, hi_x = min(lo_x, ring[k, 0]), max(hi_x, ring[k, 0])
             lo_y, hi_y = min(lo_y, ring[k, 1]), max(hi_y, ring[k, 1])
         # 2 m more than the view: a line between two lanes looks the same whether or not the other lane is in sight
-        seen[p] = hi_y > back - 2.0 and lo_y < ahead and lo_x < side * hi_y + 2.0 and hi_x > -side * hi_y - 2.0
-    for which in order:
-        for p in range(count):
-            if layer[p] == which and seen[p]:
-                ring = points[offsets[p] : offsets[p + 1]]
-                tri = triangulate(ring)
-                for t in range(len(tri)):
-                    a, b, c = ring[tri[t, 0]], ring[tri[t, 1]], ring[tri[t, 2]]
-                    pos, rgb, n = _triangle(
-                        pos, rgb, n, a[0], a[1], b[0], b[1], c[0], c[1], colours[which], view
-                    )
-    # sides[p, s]: first vertex and number of vertices of the left (s = 0) and right (s = 1) side, both in ring order
-    sides = np.zeros((count, 2, 2), np.int64)
-    middles = np.zeros((count, 2, 2))
-    for p in range(count):
-        if layer[p] != lane_layer or not seen[p]:
+        if hi_y < back - 2.0 or lo_y > ahead or (side > 0.0 and (lo_x > side * hi_y + 2.0 or hi_x < -side * hi_y - 2.0)):
             continue
-        ring = points[offsets[p] : offsets[p + 1]]
         size = ring_length(ring)
-        if size < 4:
-            seen[p] = False
+        target = kept[offsets[p] : offsets[p + 1]]
+        if size < 3:
+            continue
+        if layer[p] != _LANE or size < 4:
+            lefts[p] = simplify(ring, size, 0, size, _TOLERANCE, target)
             continue
         far, near = lane_ends(ring, size)
         if signed_area(ring[:size]) > 0.0:  # the ring begins with the right side
             far, near = near, far
-        for s in range(2):
-            start, end = ((near + 1) % size, far) if s == 0 else ((far + 1) % size, near)
-            sides[p, s, 0], sides[p, s, 1] = start, (end - start) % size + 1
-            middles[p, s] = _middle(ring, start, sides[p, s, 1], size)
+        lefts[p] = simplify(ring, size, near + 1, (far - near - 1) % size + 1, _TOLERANCE, target)
+        rights[p] = simplify(ring, size, far + 1, (near - far - 1) % size + 1, _TOLERANCE, target[lefts[p] :])
+    # 2. surfaces
+    for which in order:
+        for p in range(count):
+            if layer[p] == which and lefts[p] > 0:
+                ring = kept[offsets[p] : offsets[p] + lefts[p] + rights[p]]
+                tri = triangulate(ring)
+                for t in range(len(tri)):
+                    a, b, c = tri[t]
+                    pos, rgb, n = _triangle(
+                        pos, rgb, n, ring[a, 0], ring[a, 1], ring[b, 0], ring[b, 1], ring[c, 0], ring[c, 1], colours[which], view
+                    )
+    # 3. lane lines
     for p in range(count):
-        if layer[p] != lane_layer or not seen[p]:
-            continue
-        ring = points[offsets[p] : offsets[p + 1]]
-        size = ring_length(ring)
         for s in range(2):
-            inner = False  # shared with a lane of the same direction
-            opposite = False
-            x, y = middles[p, s]
+            if rights[p] == 0:
+                continue
+            size = lefts[p] if s == 0 else rights[p]
+            chain = kept[offsets[p] : offsets[p] + size] if s == 0 else kept[offsets[p] + lefts[p] : offsets[p] + lefts[p] + size]
+            x, y = _middle(chain, size)
+            inner, opposite = False, False
             for q in range(count):
-                if q == p or layer[q] != lane_layer or not seen[q]:
+                if q == p or rights[q] == 0:
                     continue
-                other = points[offsets[q] : offsets[q + 1]]
-                osize = ring_length(other)
-                inner = inner or _near(other, sides[q, 1 - s, 0], sides[q, 1 - s, 1], osize, x, y, _SHARED)
-                opposite = opposite or _near(other, sides[q, s, 0], sides[q, s, 1], osize, x, y, _SHARED)
-                if inner:
-                    break
+                left = kept[offsets[q] : offsets[q] + lefts[q]]
+                right = kept[offsets[q] + lefts[q] : offsets[q] + lefts[q] + rights[q]]
+                on_left, on_right = _near(left, lefts[q], x, y), _near(right, rights[q], x, y)
+                inner = inner or (on_right if s == 0 else on_left)
+                opposite = opposite or (on_left if s == 0 else on_right)
             if inner and s == 1:
                 continue  # the neighbour paints it as its left side
             colour = paints[1] if opposite and not inner else paints[0]
             arc = 0.0
-            for k in range(sides[p, s, 1] - 1):
-                i, j = (sides[p, s, 0] + k) % size, (sides[p, s, 0] + k + 1) % size
-                ax, ay, bx, by = ring[i, 0], ring[i, 1], ring[j, 0], ring[j, 1]
+            for k in range(size - 1):
+                ax, ay, bx, by = chain[k, 0], chain[k, 1], chain[k + 1, 0], chain[k + 1, 1]
                 d = np.hypot(bx - ax, by - ay)
                 if not inner:
                     pos, rgb, n = _line(pos, rgb, n, ax, ay, bx, by, _HALF_LINE, colour, view)
@@ -194,17 +194,19 @@ def _paint(points, offsets, layer, order, lane_layer, stop, shadows, colours, pa
                             )  # fmt: skip
                         at += DASH + GAP
                 arc += d
+    # 4. stop lines and shadows
     for p in stop:
         ring = points[offsets[p] : offsets[p + 1]]
         size = ring_length(ring)
         if size >= 4:
             _, near = lane_ends(ring, size)
-            a, b = ring[near], ring[(near + 1) % size]
-            pos, rgb, n = _line(pos, rgb, n, a[0], a[1], b[0], b[1], _HALF_STOP, paints[0], view)
+            a, b = near, (near + 1) % size
+            pos, rgb, n = _line(pos, rgb, n, ring[a, 0], ring[a, 1], ring[b, 0], ring[b, 1], _HALF_STOP, paints[0], view)
     for p in range(len(shadows)):
+        q = shadows[p]
         for t in range(2):
-            a, b, c = shadows[p, 0], shadows[p, 1 + t], shadows[p, 2 + t]
-            pos, rgb, n = _triangle(pos, rgb, n, a[0], a[1], b[0], b[1], c[0], c[1], paints[2], view)
+            b, c = 1 + t, 2 + t
+            pos, rgb, n = _triangle(pos, rgb, n, q[0, 0], q[0, 1], q[b, 0], q[b, 1], q[c, 0], q[c, 1], paints[2], view)
     return pos[:n], rgb[:n]
 
 
@@ -212,11 +214,11 @@ def view_from_above(fov: float, aspect: float, pitch: float) -> tuple[float, flo
     """(side, back, ahead): the camera sees no more of the road than y in [back, ahead] and |x| <= side * y.
 
     ``fov`` is horizontal, ``pitch`` positive upwards (radians), ``aspect`` = height / width. Where the camera looks so
-    steeply that this wedge does not exist, ``side`` is infinite.
+    steeply that there is no such wedge, ``side`` is 0 and only ``back`` and ``ahead`` hold.
     """
     half = np.tan(fov / 2.0)
     nearest = np.cos(pitch) - half * aspect * abs(np.sin(pitch))  # how far ahead the corner rays go per metre of depth
-    return (half / nearest, 0.0, RANGE) if nearest > 0.05 else (np.inf, -RANGE, RANGE)
+    return (half / nearest, 0.0, RANGE) if nearest > 0.05 else (0.0, -RANGE, RANGE)
 
 
 def paint_ground(
@@ -228,9 +230,11 @@ def paint_ground(
     ``view``: from ``view_from_above``. Returns positions [3m, 3] and RGBA [3m, 4], three rows a triangle.
     """
     polygons, lights = scene.polygons, scene.red_lights
+    # a roadblock is the union of its lanes: painting it again would only cost time
+    order = _PAINT_ORDER if not (polygons.layer == _LANE).any() else _PAINT_ORDER[_PAINT_ORDER != _ROADBLOCK]
     return _paint(
         to_mast(polygons.vertices, mast), np.asarray(polygons.offsets, np.int64), np.asarray(polygons.layer, np.int8),
-        _PAINT_ORDER, _LANE, np.asarray(lights.polygon, np.int64), shadows, _COLOURS, _PAINTS, view,
+        order, np.asarray(lights.polygon, np.int64), shadows, _COLOURS, _PAINTS, view,
     )  # fmt: skip
 
 

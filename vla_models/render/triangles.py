@@ -126,22 +126,28 @@ def triangulate(ring: FloatArray) -> IntArray:
 
 
 @numba.njit(cache=True)
-def lane_ends(ring: FloatArray, n: int) -> tuple[int, int]:
-    """Edges (numbered by their first vertex) of a lane's ring at its far and its near end.
+def _turn(ring: FloatArray, n: int, i: int) -> float:
+    """Angle by which the ring turns left at vertex ``i``."""
+    p, q = (i - 1) % n, (i + 1) % n
+    ux, uy = ring[i, 0] - ring[p, 0], ring[i, 1] - ring[p, 1]
+    vx, vy = ring[q, 0] - ring[i, 0], ring[q, 1] - ring[i, 1]
+    return float(np.arctan2(ux * vy - uy * vx, ux * vx + uy * vy))
 
-    Map rings run along the left side and back along the right one. Where both sides have equally many vertices the ends are
-    known; otherwise they are the two edges around which the ring turns most, the near one being that closer to the start.
+
+@numba.njit(cache=True)
+def lane_ends(ring: FloatArray, n: int) -> tuple[int, int]:
+    """Edges (numbered by their first vertex) of a lane's ring of ``n`` >= 4 vertices at its far and its near end.
+
+    Map rings run along one side and back along the other. Where both sides have equally many vertices the ends are known;
+    otherwise they are the two edges around which the ring turns most, the near one being that closer to the ring's start.
     """
     sign = 1.0 if signed_area(ring[:n]) >= 0.0 else -1.0
-    turn = np.empty(n)
-    for i in range(n):
-        p, q = (i - 1) % n, (i + 1) % n
-        ux, uy = ring[i, 0] - ring[p, 0], ring[i, 1] - ring[p, 1]
-        vx, vy = ring[q, 0] - ring[i, 0], ring[q, 1] - ring[i, 1]
-        turn[i] = sign * np.arctan2(ux * vy - uy * vx, ux * vx + uy * vy)
     if n % 2 == 0:
         h = n // 2
-        if turn[h - 1] + turn[h] > 1.5 and turn[n - 1] + turn[0] > 1.5:
+        if (
+            sign * (_turn(ring, n, h - 1) + _turn(ring, n, h)) > 1.5
+            and sign * (_turn(ring, n, n - 1) + _turn(ring, n, 0)) > 1.5
+        ):
             return h - 1, n - 1
     first, second = -1, -1
     for k in range(2):
@@ -151,15 +157,44 @@ def lane_ends(ring: FloatArray, n: int) -> tuple[int, int]:
             if k == 1 and (i == first or j == first or i == (first + 1) % n):
                 continue
             # the length breaks ties between the sides of a rectangle
-            score = turn[i] + turn[j] - 1e-3 * np.hypot(ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1])
+            length = np.hypot(ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1])
+            score = sign * (_turn(ring, n, i) + _turn(ring, n, j)) - 1e-3 * length
             if score > best:
                 best = score
                 if k == 0:
                     first = i
                 else:
                     second = i
-    if second < 0:
-        second = first
     if min(n - 1 - first, first + 1) <= min(n - 1 - second, second + 1):
         return second, first
     return first, second
+
+
+@numba.njit(cache=True)
+def simplify(ring: FloatArray, n: int, start: int, count: int, tolerance: float, out: FloatArray) -> int:
+    """Copy the chain of ``count`` vertices from ``start`` (cyclic) into ``out`` without those that a straight run passes
+    within ``tolerance``; both ends stay. Returns how many were written.
+    """
+    out[0] = ring[start % n]
+    written = 1
+    anchor = 0
+    dx, dy = 0.0, 0.0
+    for k in range(1, count - 1):
+        ax, ay = ring[(start + anchor) % n]
+        if dx == 0.0 and dy == 0.0:
+            dx, dy = ring[(start + k) % n, 0] - ax, ring[(start + k) % n, 1] - ay
+            d = np.hypot(dx, dy)
+            if d > 0.0:
+                dx, dy = dx / d, dy / d
+        # vertex k is needed once the next one leaves the ray (or turns back along it)
+        wx, wy = ring[(start + k + 1) % n, 0] - ax, ring[(start + k + 1) % n, 1] - ay
+        vx, vy = ring[(start + k) % n, 0] - ax, ring[(start + k) % n, 1] - ay
+        if abs(dx * wy - dy * wx) > tolerance or dx * wx + dy * wy < dx * vx + dy * vy:
+            out[written] = ring[(start + k) % n]
+            written += 1
+            anchor = k
+            dx, dy = 0.0, 0.0
+    if count > 1:
+        out[written] = ring[(start + count - 1) % n]
+        written += 1
+    return written

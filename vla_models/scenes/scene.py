@@ -125,6 +125,8 @@ class Scene:
     """Where the scene lies (a CARLA town or a log name)."""
     kind: str = ""
     """What happens, for statistics ("turn_left", "lead_braking", …)."""
+    time_us: int = 0
+    """Microseconds since 1970 at t = 0. The official score truncates times to microseconds, which moves states by ~1e-5 m."""
 
     def with_(self, **changes: object) -> Scene:
         """A copy with some fields replaced (``dataclasses.replace`` under a name that reads well)."""

@@ -81,7 +81,9 @@ class Reward:
             if name not in DRIVING_TERMS:
                 raise ConfigError(f"reward.weights.{name}: no such term; {did_you_mean(name, DRIVING_TERMS)}")
             if name not in driving_terms(self.version):
-                raise ConfigError(f"reward.weights.{name}: score {self.version} has no such term; set environment.score_version: v2")
+                raise ConfigError(
+                    f"reward.weights.{name}: score {self.version} has no such term; set environment.score_version: v2"
+                )
             if not np.isfinite(weight):
                 raise ConfigError(f"reward.weights.{name}: {weight} is not finite")
 

@@ -1,8 +1,8 @@
 """Checkpoints that survive ``kill -9`` at any moment: a folder appears whole or not at all.
 
-``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` (the trainer's progress and the
-SHA-256 of the other two). No pickle. There are no random states to save: the trainer draws every number from (seed, phase,
-step), see ``random_stream``.
+``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``reference.safetensors`` (frozen weights of the
+KL term) and ``state.json`` (the trainer's progress and the SHA-256 of the others). No pickle. There are no random states to save:
+the trainer draws every number from (seed, phase, step), see ``random_stream``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,21 +49,43 @@ def data_order(seed: int, phase: str, step: int, size: int, count: int) -> np.nd
     return out
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What ``load_checkpoint`` found, beside the weights that it put into the model."""
+
+    phase: str
+    step: int
+    """Steps of the phase that were done."""
+    optimizer: torch.optim.Optimizer
+    reference: dict[str, Tensor]
+    """Frozen weights of the KL term by name; empty if there were none."""
+    state: dict[str, Any]
+    """The trainer's own plain JSON."""
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, phase: str, step: int, state: dict[str, Any], keep: int = 2
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    phase: str,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Write a checkpoint under ``folder`` and remove all but the newest ``keep``. ``state`` is plain JSON. Returns its path."""
+    """Write a checkpoint under ``folder`` and remove all but the newest ``keep``; see ``Restored``. Returns its path."""
     path = Path(folder) / f"step-{PHASES.index(phase)}-{step:07d}"
+    optimizer_tensors, groups = _optimizer_tensors(optimizer)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        save_file(_model_tensors(model), temporary / "model.safetensors")
-        tensors, groups = _optimizer_tensors(optimizer)
-        save_file(tensors, temporary / "optimizer.safetensors")
-        sums = {name: _sha256(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")}
-        text = json.dumps(
-            {"format": _FORMAT, "phase": phase, "step": step, "sha256": sums, "optimizer": groups, "state": state}, indent=1
-        )
-        (temporary / "state.json").write_text(text)
+        files = {"model": _model_tensors(model), "optimizer": optimizer_tensors, "reference": dict(reference or {})}
+        for name, tensors in files.items():
+            save_file(tensors, temporary / f"{name}.safetensors")
+        sums = {name: _sha256(temporary / f"{name}.safetensors") for name in files}
+        progress = {"phase": phase, "step": step, "state": dict(state)}
+        manifest = {"format": _FORMAT, **progress, "sha256": sums, "optimizer": groups}
+        (temporary / "state.json").write_text(json.dumps(manifest, indent=1))
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -75,8 +99,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, int, dict[str, Any]]:
-    """Put a checkpoint's weights and optimizer state in place; returns its phase, step and ``state``.
+def load_checkpoint(path: Path, model: nn.Module, make_optimizer: Callable[[str], torch.optim.Optimizer]) -> Restored:
+    """Put a checkpoint's weights into ``model`` and its state into the optimiser that ``make_optimizer(phase)`` makes.
 
     Raises CheckpointError, naming the file, if one is missing, damaged, or belongs to another model. Nothing is changed then.
     """
@@ -84,35 +108,34 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     try:
         manifest = json.loads(manifest_path.read_text())
         if manifest["format"] != _FORMAT:
-            raise CheckpointError(f"{manifest_path}: format {manifest['format']!r} is not {_FORMAT!r}; another version wrote it")
-        phase, step, sums = manifest["phase"], int(manifest["step"]), dict(manifest["sha256"])
-        groups, state = manifest["optimizer"], dict(manifest["state"])
+            raise ValueError(f"its format is {manifest['format']!r}, not {_FORMAT!r}")
+        phase, step, sums = PHASES[PHASES.index(manifest["phase"])], int(manifest["step"]), dict(manifest["sha256"])
+        groups, state = list(manifest["optimizer"]), dict(manifest["state"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(_damaged(manifest_path, error)) from error
     loaded: dict[str, dict[str, Tensor]] = {}
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        file = Path(path) / name
+    for name in ("model", "optimizer", "reference"):
+        file = Path(path) / f"{name}.safetensors"
         try:
             if _sha256(file) != sums[name]:
                 raise ValueError("its SHA-256 is not the one in state.json")
             loaded[name] = load_file(file)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(_damaged(file, error)) from error
-    weights = loaded["model.safetensors"]
-    own = _model_tensors(model)
-    different = [name for name in own.keys() | weights.keys() if name not in own or name not in weights]
+    own, weights = _model_tensors(model), loaded["model"]
+    different = sorted(own.keys() ^ weights.keys())
     different += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if different:
         raise CheckpointError(
             f"{path}/model.safetensors belongs to another model: {len(different)} tensors differ in name or shape, "
-            f"for example {sorted(different)[0]!r}; resume with the configuration of that run"
+            f"for example {different[0]!r}; resume with the configuration of that run"
         )
-    own_groups = [len(group["params"]) for group in optimizer.param_groups]
-    if own_groups != [len(group["params"]) for group in groups]:
-        raise CheckpointError(f"{path}/optimizer.safetensors belongs to another optimizer; resume with that run's configuration")
-    model.load_state_dict(weights, strict=False)
-    optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer.safetensors"]), "param_groups": groups})
-    return phase, step, state
+    optimizer = make_optimizer(phase)
+    if [len(group["params"]) for group in optimizer.param_groups] != [len(group["params"]) for group in groups]:
+        raise CheckpointError(f"{path}/optimizer.safetensors belongs to another optimiser; resume with its configuration")
+    model.load_state_dict(weights, strict=False)  # tied weights were saved once
+    optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer"]), "param_groups": groups})
+    return Restored(phase, step, optimizer, loaded["reference"], state)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def group_advantages(rewards: Tensor, valid: Tensor, *, normalize: bool = True) 
 
 
 def value_advantages(rewards: Tensor, values: Tensor, valid: Tensor, *, normalize: bool = True) -> Tensor:
-    """PPO's advantages for one-decision episodes, [B]: reward minus predicted value, normalised over the batch; 0 if invalid."""
+    """PPO's advantages for one-decision episodes, [B]: reward minus predicted value, normalised over the batch; invalid: 0."""
     advantages = torch.where(valid, rewards - values, torch.zeros_like(rewards))
     if not normalize:
         return advantages
@@ -91,11 +91,12 @@ def policy_terms(
 
 
 def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """k3 estimate of KL(policy || reference) per action, averaged: exp(r) - r - 1 with r = reference - policy; never negative."""
+    """k3 estimate of KL(policy || reference) per action, averaged: exp(r) - r - 1, r = reference - policy; never negative."""
     r = torch.where(mask, reference_logprobs - logprobs, torch.zeros_like(logprobs))
     return masked_mean(r.exp() - r - 1.0, mask)
 
 
 def value_loss(values: Tensor, rewards: Tensor, valid: Tensor) -> Tensor:
     """Half the mean squared error of predicted values [B] against rewards [B] (the return of a one-decision episode)."""
-    return 0.5 * masked_mean((values - rewards).square(), valid)
+    target = torch.where(valid, rewards, torch.zeros_like(rewards))  # an invalid reward is NaN: keep it out of the gradient
+    return 0.5 * masked_mean((values - target).square(), valid)

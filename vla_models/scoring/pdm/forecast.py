@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from vla_models.geometry import FloatArray, wrap_angle
+from vla_models.geometry import FloatArray, box_corners, wrap_angle
 from vla_models.scenes.scene import AGENT_KINDS, DT, TRACK_STEPS, Scene, Tracks
-from vla_models.scoring.pdm.clearance import gap, polygon_centroid, polygon_within
+from vla_models.scoring.pdm.clearance import box_gap, polygon_centroid, polygon_within
 from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
 
 SIGHT: Final = 100.0
@@ -35,10 +35,6 @@ class Forecast:
 
     tracks: Tracks
     """The agents in sight that the ego does not touch at t = 0; ``states`` [A, 51, 5] is the forecast."""
-    corners: FloatArray
-    """[A, 4, 2] corners of the boxes at t = 0."""
-    velocity: FloatArray
-    """[A, 2] velocity with which the boxes slide."""
     dynamic: npt.NDArray[np.bool_]
     """[A] vehicles, pedestrians and bicycles, as opposed to static objects."""
     red_rings: FloatArray
@@ -51,41 +47,35 @@ class Forecast:
 
 def forecast(scene: Scene) -> Forecast:
     """Constant-velocity forecast of ``scene`` as the official planner makes it from the tracks and lights of t = 0."""
-    ego = box_corners_of(scene.ego[None, :3], np.array([LENGTH]), np.array([WIDTH]), REAR_AXLE_TO_CENTER)[0]
-    seen = _in_sight(scene, ego.mean(axis=0))
+    x, y, heading = scene.ego[:3]
+    x, y = x + REAR_AXLE_TO_CENTER * np.cos(heading), y + REAR_AXLE_TO_CENTER * np.sin(heading)
+    seen = _in_sight(scene, x, y)
+    seen = seen[[box_gap(x, y, heading, LENGTH, WIDTH, *_box(scene.tracks, a)) > 0.0 for a in seen]]
     now = scene.tracks.states[seen, 0]
-    corners = box_corners_of(now[:, :3], scene.tracks.size[seen, 0], scene.tracks.size[seen, 1])
-    free = np.array([gap(ego, box) > 0.0 for box in corners], dtype=bool)
-    seen, now, corners = seen[free], now[free], np.ascontiguousarray(corners[free])
-
     dynamic = scene.tracks.kind[seen] < len(MAX_SEEN)
-    forward = np.abs(wrap_angle(now[:, 2] - np.arctan2(now[:, 4], now[:, 3]))) < np.pi / 2
-    course = np.where(forward, now[:, 2], wrap_angle(now[:, 2] + np.pi))
-    speed = np.where(dynamic, np.hypot(now[:, 3], now[:, 4]), 0.0)
-    velocity = np.stack([np.cos(course) * speed, np.sin(course) * speed], axis=-1)
 
+    forward = np.abs(wrap_angle(now[:, 2] - np.arctan2(now[:, 4], now[:, 3]))) < np.pi / 2
+    speed = np.where(dynamic, np.hypot(now[:, 3], now[:, 4]), 0.0) * np.where(forward, 1.0, -1.0)
+    velocity = speed[:, None] * np.stack([np.cos(now[:, 2]), np.sin(now[:, 2])], axis=-1)
     elapsed = np.arange(TRACK_STEPS) // FORECAST_STRIDE * FORECAST_STRIDE * DT
     states = np.repeat(now[:, None], TRACK_STEPS, axis=1)
     states[..., :2] += elapsed[:, None] * velocity[:, None]
     tracks = Tracks(scene.tracks.kind[seen], scene.tracks.size[seen], states, tuple(scene.tracks.ids[a] for a in seen))
-    return Forecast(tracks, corners, velocity, dynamic, *_red_polygons(scene, ego))
+    return Forecast(tracks, dynamic, *_red_polygons(scene, box_corners(x, y, heading, LENGTH, WIDTH)))
 
 
-def box_corners_of(poses: FloatArray, length: FloatArray, width: FloatArray, ahead: float = 0.0) -> FloatArray:
-    """Corners [n, 4, 2] (front left, rear left, rear right, front right) of boxes whose centre lies ``ahead`` of ``poses`` [n, 3]."""
-    forward = np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=-1)[:, None]
-    left = np.stack([-forward[..., 1], forward[..., 0]], axis=-1)
-    along = ahead + length[:, None, None] * np.array([0.5, -0.5, -0.5, 0.5])[:, None]
-    across = width[:, None, None] * np.array([0.5, 0.5, -0.5, -0.5])[:, None]
-    return np.ascontiguousarray(poses[:, None, :2] + along * forward + across * left)
+def _box(tracks: Tracks, a: int) -> tuple[float, float, float, float, float]:
+    """Centre x and y, heading, length and width of agent ``a`` at t = 0."""
+    x, y, heading = tracks.states[a, 0, :3]
+    return x, y, heading, tracks.size[a, 0], tracks.size[a, 1]
 
 
-def _in_sight(scene: Scene, center: FloatArray) -> npt.NDArray[np.int64]:
+def _in_sight(scene: Scene, x: float, y: float) -> npt.NDArray[np.int64]:
     """Indices of the agents that the planner sees: nearest first within static, vehicle, pedestrian, bicycle."""
     tracks = scene.tracks
     if not len(tracks):
         return np.zeros(0, dtype=np.int64)
-    distance = np.hypot(tracks.states[:, 0, 0] - center[0], tracks.states[:, 0, 1] - center[1])
+    distance = np.hypot(tracks.states[:, 0, 0] - x, tracks.states[:, 0, 1] - y)
     order = np.argsort(distance, kind="stable")
     order = order[distance[order] <= SIGHT]  # NaN, an agent that is absent now, compares false
     kinds = tracks.kind[order]

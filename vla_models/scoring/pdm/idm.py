@@ -19,7 +19,7 @@ import numpy as np
 
 from vla_models.geometry import FloatArray, box_corners, project
 from vla_models.scenes.scene import DT
-from vla_models.scoring.pdm.clearance import gap
+from vla_models.scoring.pdm.clearance import box_gap, gap
 from vla_models.scoring.pdm.paths import corridor_blocks, corridor_ends, corridor_line, in_corridor, pose_at
 from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
 
@@ -57,9 +57,8 @@ def unroll(
     heading: FloatArray,
     progress: FloatArray,
     targets: FloatArray,
-    corners: FloatArray,
-    velocity: FloatArray,
     states: FloatArray,
+    size: FloatArray,
     dynamic: np.ndarray,
     red_rings: FloatArray,
     red_offsets: np.ndarray,
@@ -75,19 +74,18 @@ def unroll(
         one: the only proposal to carry on, or -1 for all of them.
         points, heading, progress: see ``paths.Paths`` (L paths).
         targets: [K] target speeds, highest last.
-        corners, velocity, states, dynamic, red_*: see ``forecast.Forecast`` (A agents, R red connectors).
+        states, size: tracks of the ``forecast.Forecast`` (A agents); dynamic, red_*: see there (R red connectors).
         drive: [L·K, 51, 2] progress and speed, written.
         lead: [L·K, 51, 3] progress, speed and rear length of the leading object, written.
         poses: [L·K, 51, 3] rear-axle poses, written.
     """
     half_width = 0.5 * WIDTH
     policies = len(targets)
-    agents, reds = len(corners), len(red_offsets) - 1
+    agents, reds = len(states), len(red_offsets) - 1
     ahead = np.empty(agents + reds, dtype=np.int64)
     ahead_progress = np.empty(agents + reds)
     red_blocks = np.empty(reds, dtype=np.bool_)
     red_progress = np.empty(reds)
-    box = np.empty((4, 2))
     horizon = (poses.shape[1] - 1) * DT
     for path in range(len(points)):
         if one >= 0 and one // policies != path:
@@ -104,14 +102,12 @@ def unroll(
         for step in range(first, last + 1):
             if step % LEAD_STRIDE == 0:
                 found = 0
-                elapsed = step * DT
                 for a in range(agents):
-                    for k in range(4):
-                        box[k, 0] = corners[a, k, 0] + elapsed * velocity[a, 0]
-                        box[k, 1] = corners[a, k, 1] + elapsed * velocity[a, 1]
+                    at_step = states[a, step]
+                    box = box_corners(at_step[0], at_step[1], at_step[2], size[a, 0], size[a, 1])
                     if in_corridor(box, line, blocks, ends, half_width):
                         ahead[found] = a
-                        ahead_progress[found] = project(points[path], states[a, step, 0], states[a, step, 1])[0]
+                        ahead_progress[found] = project(points[path], at_step[0], at_step[1])[0]
                         found += 1
                 for r in range(reds):
                     if red_blocks[r]:
@@ -125,23 +121,17 @@ def unroll(
                     nearest = -1
                     nearest_gap = np.inf
                     pose = poses[p, step - 1]
-                    ego = box_corners(
-                        pose[0] + REAR_AXLE_TO_CENTER * np.cos(pose[2]),
-                        pose[1] + REAR_AXLE_TO_CENTER * np.sin(pose[2]),
-                        pose[2],
-                        LENGTH,
-                        WIDTH,
-                    )
+                    x = pose[0] + REAR_AXLE_TO_CENTER * np.cos(pose[2])
+                    y = pose[1] + REAR_AXLE_TO_CENTER * np.sin(pose[2])
                     for k in range(found):
                         if ahead_progress[k] > at:
                             a = ahead[k]
                             if a < agents:
-                                for c in range(4):
-                                    box[c, 0] = corners[a, c, 0] + elapsed * velocity[a, 0]
-                                    box[c, 1] = corners[a, c, 1] + elapsed * velocity[a, 1]
-                                distance = gap(ego, box)
+                                s = states[a, step]
+                                distance = box_gap(x, y, pose[2], LENGTH, WIDTH, s[0], s[1], s[2], size[a, 0], size[a, 1])
                             else:
-                                distance = gap(ego, red_rings[red_offsets[a - agents] : red_offsets[a - agents + 1]])
+                                ring = red_rings[red_offsets[a - agents] : red_offsets[a - agents + 1]]
+                                distance = gap(box_corners(x, y, pose[2], LENGTH, WIDTH), ring)
                             if distance < nearest_gap:
                                 nearest_gap = distance
                                 nearest = a

@@ -9,12 +9,13 @@ import numba
 import numpy as np
 
 from vla_models.errors import SceneError
-from vla_models.geometry import FloatArray, arc_lengths
+from vla_models.geometry import FloatArray
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm.clearance import border_gap2, gap, inside
 
 LATERAL_OFFSETS: Final = (0.0, -1.0, 1.0)
 """Offsets of the paths from the centre line (m, left is positive), in the official order."""
+_OFFSETS: Final = np.array(LATERAL_OFFSETS)
 _NEAREST: Final = 1e-5
 """The official path never returns its very first point: distances are clipped to this (m)."""
 BLOCK: Final = 16
@@ -40,12 +41,30 @@ def build_paths(scene: Scene) -> Paths:
         raise SceneError(f"scene {scene.token!r}: its centerline has shape {line.shape}; a planner needs [C >= 2, 3] poses.")
     if not np.isfinite(line).all():
         raise SceneError(f"scene {scene.token!r}: its centerline has values that are not finite.")
-    normal = np.stack([np.cos(line[:, 2] + np.pi / 2), np.sin(line[:, 2] + np.pi / 2)], axis=-1)
-    points = np.stack([line[:, :2] + offset * normal for offset in LATERAL_OFFSETS])
-    progress = np.stack([arc_lengths(path) for path in points])
-    if progress[:, -1].min() <= _NEAREST:
+    paths = Paths(*_parallels(np.ascontiguousarray(line, dtype=np.float64), _OFFSETS))
+    if paths.progress[:, -1].min() <= _NEAREST:
         raise SceneError(f"scene {scene.token!r}: its centerline has no length; a planner needs a route to follow.")
-    return Paths(points, np.unwrap(line[:, 2]), progress)
+    return paths
+
+
+@numba.njit(cache=True)
+def _parallels(line: FloatArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The three arrays of ``Paths``: vertices shifted along their own normals, headings unwrapped, arc lengths."""
+    points = np.empty((len(offsets), len(line), 2))
+    heading = np.empty(len(line))
+    progress = np.zeros((len(offsets), len(line)))
+    heading[0] = line[0, 2]
+    for i in range(len(line)):
+        for p in range(len(offsets)):
+            points[p, i, 0] = line[i, 0] + offsets[p] * np.cos(line[i, 2] + np.pi / 2)
+            points[p, i, 1] = line[i, 1] + offsets[p] * np.sin(line[i, 2] + np.pi / 2)
+        if i > 0:
+            turn = line[i, 2] - line[i - 1, 2]
+            heading[i] = heading[i - 1] + turn - 2.0 * np.pi * np.round(turn / (2.0 * np.pi))
+            for p in range(len(offsets)):
+                step = np.hypot(points[p, i, 0] - points[p, i - 1, 0], points[p, i, 1] - points[p, i - 1, 1])
+                progress[p, i] = progress[p, i - 1] + step
+    return points, heading, progress
 
 
 @numba.njit(cache=True)
@@ -128,31 +147,40 @@ def corridor_ends(line: FloatArray, half_width: float) -> FloatArray:
 
 
 @numba.njit(cache=True)
+def _bounds(points: FloatArray, out: FloatArray) -> None:
+    """Write the bounding box (x0, y0, x1, y1) of ``points`` [n, 2] to ``out``."""
+    out[0] = out[2] = points[0, 0]
+    out[1] = out[3] = points[0, 1]
+    for i in range(1, len(points)):
+        out[0], out[1] = min(out[0], points[i, 0]), min(out[1], points[i, 1])
+        out[2], out[3] = max(out[2], points[i, 0]), max(out[3], points[i, 1])
+
+
+@numba.njit(cache=True)
 def corridor_blocks(line: FloatArray) -> FloatArray:
     """Bounding boxes [n, 4] (x0, y0, x1, y1) of every ``BLOCK`` segments of ``line``."""
     n = max(1, (len(line) - 1 + BLOCK - 1) // BLOCK)
     boxes = np.empty((n, 4))
     for b in range(n):
-        part = line[b * BLOCK : b * BLOCK + BLOCK + 1]
-        boxes[b, 0], boxes[b, 1] = part[:, 0].min(), part[:, 1].min()
-        boxes[b, 2], boxes[b, 3] = part[:, 0].max(), part[:, 1].max()
+        _bounds(line[b * BLOCK : b * BLOCK + BLOCK + 1], boxes[b])
     return boxes
 
 
 @numba.njit(cache=True)
 def in_corridor(shape: FloatArray, line: FloatArray, blocks: FloatArray, ends: FloatArray, half_width: float) -> bool:
     """Whether the polygon ``shape`` [n, 2] touches the corridor of ``corridor_line``, ``corridor_blocks``, ``corridor_ends``."""
-    x0, y0 = shape[:, 0].min() - half_width, shape[:, 1].min() - half_width
-    x1, y1 = shape[:, 0].max() + half_width, shape[:, 1].max() + half_width
+    around = np.empty(4)
+    _bounds(shape, around)
+    x0, y0, x1, y1 = around[0] - half_width, around[1] - half_width, around[2] + half_width, around[3] + half_width
     for b in range(len(blocks)):
         if blocks[b, 0] <= x1 and blocks[b, 2] >= x0 and blocks[b, 1] <= y1 and blocks[b, 3] >= y0:
             part = line[b * BLOCK : b * BLOCK + BLOCK + 1]
-            if inside(part[0, 0], part[0, 1], shape) or border_gap2(shape, part, False) <= half_width * half_width:
+            if inside(part[0, 0], part[0, 1], shape):
+                return True
+            if border_gap2(shape, part, False, half_width) <= half_width * half_width:
                 return True
     for k in range(2):
-        near = False  # the square ends reach at most sqrt(2) half widths beyond the tips
-        for i in range(4):
-            near = near or (x0 <= ends[k, i, 0] <= x1 and y0 <= ends[k, i, 1] <= y1)
-        if near and gap(shape, ends[k]) == 0.0:
+        _bounds(ends[k], around)
+        if around[0] <= x1 and around[2] >= x0 and around[1] <= y1 and around[3] >= y0 and gap(ends[k], shape) == 0.0:
             return True
     return False

@@ -99,7 +99,7 @@ def _locate(at: IntArray, time_us: int) -> tuple[IntArray, FloatArray]:
     return interval, fraction
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def wrap(angle: float) -> float:
     """``angle`` brought to [-pi, pi]; unchanged where it lies inside."""
     if -np.pi < angle < np.pi:
@@ -107,7 +107,7 @@ def wrap(angle: float) -> float:
     return np.arctan2(np.sin(angle), np.cos(angle))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _principal(angle: float) -> float:
     """``angle`` brought to [-pi, pi): nuPlan's ``principal_value``."""
     if -np.pi <= angle < np.pi:
@@ -115,7 +115,7 @@ def _principal(angle: float) -> float:
     return (angle + np.pi) % (2.0 * np.pi) - np.pi
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _unwrapped(angle: float, before: float) -> float:
     """``angle`` shifted by full turns to lie within pi of ``before`` (NumPy's ``unwrap``)."""
     d = angle - before
@@ -127,7 +127,7 @@ def _unwrapped(angle: float, before: float) -> float:
     return before + m
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def interpolate_kernel(plans: FloatArray, ego: FloatArray, interval: IntArray, fraction: FloatArray, out: FloatArray) -> None:
     """Plans [N, K, 3] in the ego frame -> poses ``out`` [N, 41, 3] in the frame of ``ego`` [11]."""
     knots = plans.shape[1]
@@ -148,7 +148,7 @@ def interpolate_kernel(plans: FloatArray, ego: FloatArray, interval: IntArray, f
             out[n, t, 2] = _principal(out[n, t, 2])
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: FloatArray) -> None:
     """Poses [N, 41, 3] at 0.1 s -> driven states ``out`` [N, 41, 11], starting at ``ego`` [11], all in one frame."""
     m = _INTERVALS
@@ -238,7 +238,7 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             yaw_rate = next_yaw_rate
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def reference_poses(reference: FloatArray, interval: IntArray, fraction: FloatArray) -> FloatArray:
     """A reference [R, 3] at the 41 official sample times, [41, 3]."""
     rows = reference.copy()

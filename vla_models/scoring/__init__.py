@@ -1,0 +1,1 @@
+"""Scores: NavSim's PDM score and the rewards made from it."""

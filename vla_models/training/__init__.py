@@ -1,0 +1,1 @@
+"""Framework ``local``: the embedded trainer, complete in one process on a CPU."""
