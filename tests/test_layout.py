@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "vla_models"
 LEVELS: list[set[str]] = [
     {"errors", "files", "geometry"},
     {"scenes", "yaml_source"},
-    {"scoring", "simulation", "render", "inputs", "pretrained", "config_errors"},
-    {"control", "envs", "interface"},
+    {"inputs", "pretrained", "config_errors"},
+    {"scoring", "simulation", "render", "control"},
+    {"envs", "interface"},
     {"heads", "model_registry"},
     {"models", "config"},
     {"training", "frameworks"},

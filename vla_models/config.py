@@ -80,7 +80,7 @@ class ModelConfig(Section):
     """Further keyword arguments of the model's constructor."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``create_model`` beside ``model_path``: ``options``, and the sections that are set, as dicts."""
+        """Keyword arguments for ``create_model`` beside ``model_path``: ``options``, and as dicts the sections that are set."""
         sections = {key: getattr(self, key) for key in ("vision_encoder", "language_model", "policy_head")}
         return {**{k: v.model_dump() for k, v in sections.items() if v is not None}, **self.options}
 
@@ -92,7 +92,7 @@ class CameraConfig(Section):
     """Pixels."""
     height: int = Field(default=96, ge=16, le=4096)
     """Pixels."""
-    fov: float = Field(default=90.0, gt=0.0, lt=180.0)
+    fov: float = Field(default=90.0, ge=10.0, le=170.0)
     """Horizontal field of view in degrees."""
 
 

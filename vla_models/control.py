@@ -75,7 +75,7 @@ class WaypointController:
         """Controls for this tick.
 
         Args:
-            waypoints: plan [T, >= 2] or [1, T, >= 2] (x forward, y left, metres, ego frame) at dt, 2·dt, … T·dt; at least 1 s of it.
+            waypoints: plan [T, 2 or 3] (x forward, y left, metres, ego frame) at dt, 2·dt, … T·dt; at least 1 s of it.
             current_state: ``speed`` in m/s; optionally ``target`` (x, y): the next point of the route in the ego frame, which
                 replaces a plan that steers more than the route does or points elsewhere.
 

@@ -190,7 +190,7 @@ def load_images(images: Images | None, cameras: Sequence[str] = ("front",)) -> d
         if missing:
             raise ImageError(f"no image for camera {', '.join(missing)}; given: {', '.join(images) or 'none'}")
         return {c: load_image(images[c], c) for c in cameras}
-    listed = list(images) if isinstance(images, (list, tuple)) else [images]
+    listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
     if len(listed) != len(cameras):
         raise ImageError(
             f"{len(listed)} images for {len(cameras)} cameras ({', '.join(cameras)}); give one for each, in this order"

@@ -52,6 +52,8 @@ class VLAInterface(torch.nn.Module):
 
     spec: VLASpec = DEFAULT_SPEC
     """What the model is; set it in the class or in ``__init__``."""
+    _constructor_arguments: dict[str, Any]
+    _reference: dict[str, torch.Tensor] | None
     _needed: ClassVar[dict[str, tuple[str, ...]]] = {
         "evaluated": ("predict",),
         "trained": ("predict", "evaluate_actions"),
@@ -61,7 +63,7 @@ class VLAInterface(torch.nn.Module):
         self = super().__new__(cls)
         torch.nn.Module.__init__(self)
         self._constructor_arguments = remember_arguments(cls, args, kwargs)
-        self._reference: dict[str, torch.Tensor] | None = None
+        self._reference = None
         return self
 
     def __init__(self, model_path: str | Path | None = None) -> None:
@@ -277,9 +279,9 @@ class VLAForDriving(VLAInterface):
         return VLAPrediction(waypoints=waypoints, dt=self.spec.dt)
 
     def _one_plan(self, output: Any) -> npt.NDArray[np.float32]:
-        plan = check_plan(output, what=f"what {type(self).__name__}.predict_waypoints returned")
+        plan: npt.NDArray[np.float32] = check_plan(output, what=f"what {type(self).__name__}.predict_waypoints returned")
         if plan.ndim == 3 and len(plan) == 1:
-            return plan[0]
+            (plan,) = plan
         if plan.ndim != 2:
             raise PlanError(
                 f"{type(self).__name__}.predict_waypoints returned {list(plan.shape)} for one input; expected [N, 3]"

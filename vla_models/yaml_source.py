@@ -32,7 +32,7 @@ _Loader.add_implicit_resolver(
 class YamlSource:
     """A mapping read from YAML, and where each of its keys came from."""
 
-    data: dict[str, Any]
+    data: Any
     name: str = ""
     """The file's name, for messages; empty where there is no file."""
     origins: dict[KeyPath, str] = field(default_factory=dict)

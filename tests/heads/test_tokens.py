@@ -65,7 +65,7 @@ def test_a_constant_token_is_an_exact_arc() -> None:
 
 
 def test_braking_ends_at_a_standstill() -> None:
-    plan = BOOK.decode(torch.zeros(1, T, dtype=torch.int64), torch.tensor([2.0]))[0]
+    plan = BOOK.decode(torch.full((1, T), BOOK.curvatures.index(0.0)), torch.tensor([2.0]))[0]
     assert plan[:, :2].norm(dim=-1)[-1].item() == pytest.approx(2.0**2 / (2 * -BOOK.accelerations[0]), abs=1e-5)
     assert (plan[1:] == plan[:1]).all()
 
@@ -117,7 +117,7 @@ def test_samples_are_replayed_exactly(seed: int, temperature: float, top_p: floa
     logits = head.logits(torch.randn(40, 16) * 8)
     warp = torch.full((40,), temperature), torch.full((40,), top_p)
     tokens, logprob, support = head.sample(logits, *warp, generator=torch.Generator().manual_seed(seed))
-    assert ((0 <= tokens) & (tokens < 35)).all()
+    assert ((tokens >= 0) & (tokens < 35)).all()
     assert torch.isfinite(logprob).all()
     torch.testing.assert_close(head.log_prob(logits, tokens, warp[0], support), logprob, atol=1e-6, rtol=0)
     again, *_ = head.sample(logits, *warp, generator=torch.Generator().manual_seed(seed))

@@ -182,7 +182,8 @@ def test_the_prompt_keeps_every_number_at_its_place(model: TinyVLA) -> None:
         command="left",
     )
     prompt = model.build_prompt(given)
-    assert [prompt[i : i + WIDTH] for i in range(0, 48, WIDTH)] == ["speed +07.32", "go left     ", "+05.0 +00.1 ", "-12.3 -99.9 "]
+    fields = [prompt[i : i + WIDTH] for i in range(0, 48, WIDTH)]
+    assert fields == ["speed +07.32", "go left     ", "+05.0 +00.1 ", "-12.3 -99.9 "]
     assert prompt[48:] == "Drive to the harbour."
     assert model.build_prompt(VLAInput(text="x")) == "speed n/a   go unknown  x"
     placed = model.process_ego_state((1.5, -2000.0), np.pi / 2, (3.0, 4.0))

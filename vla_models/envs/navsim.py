@@ -10,7 +10,7 @@ import copy
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import gymnasium
 import numpy as np
@@ -19,9 +19,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from vla_models.errors import PlanError, SceneError, did_you_mean
+from vla_models.errors import ConfigError, PlanError, SceneError, did_you_mean
 from vla_models.inputs import EGO_FEATURES
 from vla_models.scenes.scene import COMMANDS, EGO_COLUMNS, PLAN_STEPS, Scene
+from vla_models.scoring.pdm import score
 from vla_models.scoring.rewards import METRICS, Reward
 
 INSTRUCTION: Final = "Drive safely to the destination"
@@ -85,7 +86,7 @@ class NavSimEnv(VectorEnv):
         PlanError: if plans have the wrong shape or are not finite.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012  # gymnasium declares it so
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class NavSimEnv(VectorEnv):
             raise SceneError("NavSim-v0 was given no scenes; pass some, or leave `scenes` out for generated ones")
         self.reward = reward if isinstance(reward, Reward) else Reward(**{"version": score_version, **(reward or {})})
         if self.reward.version != score_version:
-            raise SceneError(
+            raise ConfigError(
                 f"the reward expects score {self.reward.version}, the environment has {score_version}; make them equal"
             )
         self.threads = threads
@@ -152,8 +153,6 @@ class NavSimEnv(VectorEnv):
 
     def step(self, actions: npt.ArrayLike) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Score plans [N, 8, 3]; see the class for what comes back. The observation stays what it was: nothing has moved."""
-        from vla_models.scoring.pdm import score  # compiles or loads the kernels: not before somebody scores
-
         if self._indices is None or self._done:
             raise gymnasium.error.ResetNeeded("an episode of NavSim-v0 is one decision: call reset() before every step()")
         plans = check_plans(actions, self.num_envs)

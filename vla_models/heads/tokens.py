@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -46,7 +47,7 @@ class KinematicCodebook:
     def __post_init__(self) -> None:
         for name in ("accelerations", "curvatures"):
             values = getattr(self, name)
-            if len(values) < 2 or any(b <= a for a, b in zip(values, values[1:], strict=False)):
+            if len(values) < 2 or any(b <= a for a, b in pairwise(values)):
                 raise ValueError(f"KinematicCodebook: {name} must be two or more increasing numbers, not {values}")
 
     @property
@@ -174,7 +175,7 @@ class _Beam:
 
     def extend(self, cost: Tensor, state: dict[str, Tensor], bins: Tensor, kept: dict[str, Tensor]) -> None:
         """Append one bin: ``cost`` [B, K, V] of every choice, the states that follow, and what to remember of it."""
-        rows, beams, choices = cost.shape
+        choices = cost.shape[-1]
         total = (self._cost[..., None] + cost).flatten(1)
         self._cost, flat = total.topk(min(self._width, total.shape[1]), dim=1, largest=False)
         parent, choice = flat // choices, flat % choices
@@ -269,10 +270,10 @@ class TokenHead(nn.Module):
 
     def _log_softmax(self, logits: Tensor, temperature: Tensor, support: Tensor) -> list[Tensor]:
         """Normalised log-probabilities of each factor, minus infinity outside the support."""
-        warped = logits / temperature[..., None]
+        warped, sizes = logits / temperature[..., None], list(self.sizes)
         return [
             torch.log_softmax(part.masked_fill(~inside, -torch.inf), dim=-1)
-            for part, inside in zip(warped.split(self.sizes, -1), support.split(self.sizes, -1), strict=True)
+            for part, inside in zip(torch.split(warped, sizes, -1), torch.split(support, sizes, -1), strict=True)
         ]
 
     def _join(self, choices: list[Tensor]) -> Tensor:
@@ -295,7 +296,7 @@ def nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor, sizes: Sequence[
     Per factor: the fewest most probable values whose probabilities add up to ``top_p`` (never none; ``top_p`` = 1 keeps all).
     """
     kept = []
-    for part in (logits / temperature[..., None]).split(list(sizes), -1):
+    for part in torch.split(logits / temperature[..., None], list(sizes), -1):
         p, order = part.softmax(-1).sort(dim=-1, descending=True)
         before = p.cumsum(-1) - p  # mass of the values that are more probable than this one
         inside = (before < top_p[..., None]) | (top_p[..., None] >= 1.0)

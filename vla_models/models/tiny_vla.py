@@ -96,7 +96,7 @@ class TinyVLA(VLAForDriving):
         """``"+05.0 +00.1 "`` for each point [R, 2] (metres, ego frame): one patch of text, one token."""
         points = np.asarray(route, dtype=np.float64)
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
-            raise SceneError(f"a route of shape {list(points.shape)} cannot be read; expected finite points [R, 2], R > 0, or None")
+            raise SceneError(f"a route of shape {list(points.shape)} cannot be read; expected finite points [R, 2] or None")
         return "".join(f"{x:+05.1f} {y:+05.1f} " for x, y in np.clip(points, -99.9, 99.9))
 
     def build_prompt(self, inputs: VLAInput) -> str:
@@ -206,7 +206,7 @@ class TinyVLA(VLAForDriving):
     def _teacher_force(self, prefix: Prefix, tokens: Tensor, speed: Tensor) -> Tensor:
         """Hidden states [U, G, n + 1, dim] after given tokens [U, G, n], driven from speeds [U, G]."""
         before = nn.functional.pad(tokens, (1, 0), value=-1)
-        states = self.codebook.states(tokens.flatten(0, 1), speed.flatten()).unflatten(0, tokens.shape[:2])
+        states = self.codebook.states(tokens.flatten(0, 1), speed.flatten()).view(*before.shape, -1)
         return self.transformer.extend(self._embed(before, states, 0), prefix)[0]
 
     # -- deciding --------------------------------------------------------------------------------------------------------
@@ -243,24 +243,23 @@ class TinyVLA(VLAForDriving):
         state = self.codebook.start(prompt["ego"][:, 0].repeat_interleave(num_samples))
         token = torch.full((rows,), -1, dtype=torch.int64, device=self.device)
         past: Past | None = None
-        tokens, logprobs, supports, poses = [], [], [], []
+        steps: list[tuple[Tensor, ...]] = []
         for k in range(self.codebook.horizon):
-            x = self._embed(token[:, None], state[:, None], k).unflatten(0, (len(batch), num_samples))
+            x = self._embed(token[:, None], state[:, None], k).view(len(batch), num_samples, 1, -1)
             hidden, past = self.transformer.extend(x, prefix, past)
             logits = self.head.logits(hidden.flatten(0, 2))
             token, logprob, support = self.head.sample(logits, *warp, deterministic=deterministic, generator=generator)
             state = self.codebook.advance(state, token)
-            for kept, new in ((tokens, token), (logprobs, logprob), (supports, support), (poses, state)):
-                kept.append(new)
-        action_tokens = torch.stack(tokens, dim=1)
+            steps.append((token, logprob, support, state))
+        action_tokens, logprobs, supports, states = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
         record = {name: part.repeat_interleave(num_samples, dim=0) for name, part in prompt.items()}
-        record |= {"action_tokens": action_tokens, "support": torch.stack(supports, dim=1)}
+        record |= {"action_tokens": action_tokens, "support": supports}
         record |= {"temperature": warp[0], "top_p": warp[1]}
-        waypoints = self.codebook.plans(torch.stack(poses, dim=1)).cpu().numpy()
+        waypoints = self.codebook.plans(states).cpu().numpy()
         return VLAPrediction(
             waypoints=waypoints[0] if single and num_samples == 1 else waypoints,
             dt=self.spec.dt,
-            logprobs=torch.stack(logprobs, dim=1),
+            logprobs=logprobs,
             values=self._values(prefix).repeat_interleave(num_samples),
             record=record,
         )
@@ -283,7 +282,7 @@ class TinyVLA(VLAForDriving):
         record = self._encode_inputs(inputs)
         wanted = torch.from_numpy(check_plan(plans, self.spec.horizon)).to(self.device)
         if wanted.ndim != 3 or len(wanted) != len(inputs):
-            raise PlanError(f"{len(inputs)} inputs need plans [{len(inputs)}, {self.spec.horizon}, 3], not {list(wanted.shape)}")
+            raise PlanError(f"{len(inputs)} inputs need as many plans [8, 3]; given {list(wanted.shape)}")
         tokens = self.codebook.encode(wanted, record["ego"][:, 0])
         one = torch.ones(len(inputs), device=self.device)
         support = torch.ones(*tokens.shape, sum(self.codebook.sizes), dtype=torch.bool, device=self.device)

@@ -7,6 +7,7 @@ in sampling and in training alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ class Block(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         hidden = int(mlp * dim)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
         for linear in (self.query, self.key_value, self.mlp[1]):
             nn.init.normal_(linear.weight, std=dim**-0.5)  # type: ignore[arg-type]
         for linear in (self.out, self.mlp[3]):  # residual branches start small, the more so the more layers there are
@@ -55,7 +56,7 @@ class Block(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[..., n, dim] -> [..., n, H, D]."""
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(*x.shape[:-1], self.heads, -1)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual stream [..., dim] after the attention's result [..., dim] and the MLP."""
@@ -67,11 +68,13 @@ class Block(nn.Module):
 class PrefixTransformer(nn.Module):
     """``layers`` blocks; ``encode`` for the prefix, ``extend`` for continuations."""
 
+    blocks: Sequence[Block]
+
     def __init__(self, dim: int, layers: int, heads: int, mlp: float) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp, layers) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp, layers) for _ in range(layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(dim)
 
     def encode(self, x: Tensor, valid: Tensor) -> Prefix:
@@ -119,13 +122,14 @@ def _shared_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_
 
     One softmax over both parts: the same numbers as with the prefix copied for every sequence, without the copies.
     """
-    groups, n, total = q.shape[2], q.shape[3], k.shape[3]
+    n, total = q.shape[3], k.shape[3]
     q = q * q.shape[-1] ** -0.5
     on_prefix = (q.flatten(2, 3) @ prefix_k.transpose(-1, -2)).masked_fill(~valid[:, None, None], -torch.inf)
     on_own = q @ k.transpose(-1, -2)
     if n > 1:
         later = torch.ones(n, total, dtype=torch.bool, device=q.device).triu(total - n + 1)
         on_own = on_own.masked_fill(later, -torch.inf)
-    weights = torch.cat([on_prefix.unflatten(2, (groups, n)), on_own], dim=-1).softmax(-1)
-    from_prefix, from_own = weights.split([prefix_k.shape[2], total], dim=-1)
-    return (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (groups, n)) + from_own @ v
+    weights = torch.cat([on_prefix.view(*q.shape[:4], -1), on_own], dim=-1).softmax(-1)
+    from_prefix, from_own = torch.split(weights, [prefix_k.shape[2], total], dim=-1)
+    attended: Tensor = (from_prefix.flatten(2, 3) @ prefix_v).view(q.shape) + from_own @ v
+    return attended

@@ -10,6 +10,7 @@ import math
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numba
@@ -188,9 +189,8 @@ class _Canvas:
         w, h = spec.width * SUPERSAMPLE, spec.height * SUPERSAMPLE
         padded = -(-w // 4) * 4
         flags = core.GraphicsPipe.BF_refuse_window | core.GraphicsPipe.BF_fb_props_optional
-        self._buffer = shared.engine.make_output(
-            shared.pipe, f"camera-{spec.name}", 0, core.FrameBufferProperties.get_default(), core.WindowProperties.size(padded, h), flags
-        )
+        size, default = core.WindowProperties.size(padded, h), core.FrameBufferProperties.get_default()
+        self._buffer = shared.engine.make_output(shared.pipe, f"camera-{spec.name}", 0, default, size, flags)
         if self._buffer is None:
             raise RuntimeError(f"panda3d made no {padded} x {h} buffer for camera {spec.name!r}")
         self._texture = core.Texture()
@@ -260,10 +260,10 @@ def _backdrop() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         pos.extend((a, b, c, a, c, d))
         rgb.extend((low, low, high, low, high, high))
 
-    for (z0, low), (z1, high) in zip(_SKY, _SKY[1:], strict=False):
+    for (z0, low), (z1, high) in pairwise(_SKY):
         for x0, y0, x1, y1 in ((-400.0, 100.0, 400.0, 100.0), (-400.0, -400.0, -400.0, 100.0), (400.0, 100.0, 400.0, -400.0)):
             quad((x0, y0, z0), (x1, y1, z0), (x1, y1, z1), (x0, y0, z1), low, high)
-    for (y0, near), (y1, far) in zip(_GRASS, _GRASS[1:], strict=False):
+    for (y0, near), (y1, far) in pairwise(_GRASS):
         quad((-3000.0, y0, 0.0), (3000.0, y0, 0.0), (3000.0, y1, 0.0), (-3000.0, y1, 0.0), near, far)
     colours = np.full((len(pos), 4), 255, np.uint8)
     colours[:, :3] = rgb

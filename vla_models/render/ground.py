@@ -33,15 +33,15 @@ SHADOW: Final = (44, 45, 49)
 
 _LANE: Final = LAYERS.index("lane")
 _ROADBLOCK: Final = LAYERS.index("roadblock")
-_COLOURS: Final = np.array(
-    [{"intersection": JUNCTION, "lane_connector": JUNCTION, "carpark": CARPARK}.get(name, ROAD) for name in LAYERS],
-    dtype=np.uint8,
-)
+_SURFACES: Final = {"intersection": JUNCTION, "lane_connector": JUNCTION, "carpark": CARPARK}
+_PAINTS: Final = np.array([(*_SURFACES.get(name, ROAD), 255) for name in LAYERS] + [(*c, 255) for c in (WHITE, YELLOW, SHADOW)], np.uint8)
+_WHITE: Final = len(LAYERS)
+_YELLOW: Final = len(LAYERS) + 1
+_SHADOW: Final = len(LAYERS) + 2
 _PAINT_ORDER: Final = np.array(
     [LAYERS.index(n) for n in ("drivable_area", "carpark", "roadblock", "intersection", "lane", "lane_connector")],
     dtype=np.int64,
 )
-_PAINTS: Final = np.array([WHITE, YELLOW, SHADOW], dtype=np.uint8)
 _HALF_LINE: Final = 0.1  # metres; real lines are 0.10-0.15 m wide in all: below a pixel from 10 m on
 _HALF_STOP: Final = 0.25
 _SHARED: Final = 0.4  # metres between two lanes' sides that are one line on the road
@@ -49,47 +49,31 @@ _TOLERANCE: Final = 0.03  # metres by which a simplified rim may stray
 
 
 @numba.njit(cache=True)
-def _triangle(pos, rgb, n, ax, ay, bx, by, cx, cy, colour, view):  # type: ignore[no-untyped-def]
-    """Append a triangle unless it lies wholly outside the view; returns the grown buffers and the new count."""
+def _triangle(out, paint, n, ax, ay, bx, by, cx, cy, colour, view):  # type: ignore[no-untyped-def]
+    """Write triangle number ``n`` unless it lies wholly outside the view; returns the new count."""
     side, back, ahead = view
     if min(ay, by, cy) > ahead or max(ay, by, cy) < back:
-        return pos, rgb, n
+        return n
     if side > 0.0:
         if min(ax - side * ay, bx - side * by, cx - side * cy) > 0.0:
-            return pos, rgb, n
+            return n
         if max(ax + side * ay, bx + side * by, cx + side * cy) < 0.0:
-            return pos, rgb, n
-    if n + 3 > len(pos):
-        pos = np.concatenate((pos, np.empty_like(pos)))
-        rgb = np.concatenate((rgb, np.empty_like(rgb)))
-    pos[n, 0], pos[n, 1], pos[n, 2] = ax, ay, 0.0
-    pos[n + 1, 0], pos[n + 1, 1], pos[n + 1, 2] = bx, by, 0.0
-    pos[n + 2, 0], pos[n + 2, 1], pos[n + 2, 2] = cx, cy, 0.0
-    for k in range(3):
-        rgb[n + k, 0], rgb[n + k, 1], rgb[n + k, 2], rgb[n + k, 3] = colour[0], colour[1], colour[2], 255
-    return pos, rgb, n + 3
+            return n
+    out[n, 0, 0], out[n, 0, 1] = ax, ay
+    out[n, 1, 0], out[n, 1, 1] = bx, by
+    out[n, 2, 0], out[n, 2, 1] = cx, cy
+    paint[n] = colour
+    return n + 1
 
 
 @numba.njit(cache=True)
-def _line(pos, rgb, n, ax, ay, bx, by, half, colour, view):  # type: ignore[no-untyped-def]
-    """Append a stroke of width 2 * half from a to b (two triangles)."""
-    dx, dy = bx - ax, by - ay
-    d = np.hypot(dx, dy)
-    if d < 1e-6:
-        return pos, rgb, n
-    ox, oy = -dy / d * half, dx / d * half
-    pos, rgb, n = _triangle(pos, rgb, n, ax + ox, ay + oy, ax - ox, ay - oy, bx - ox, by - oy, colour, view)
-    return _triangle(pos, rgb, n, ax + ox, ay + oy, bx - ox, by - oy, bx + ox, by + oy, colour, view)
-
-
-@numba.njit(cache=True)
-def _middle(chain, count):  # type: ignore[no-untyped-def]
-    """The point halfway along the first ``count`` vertices of a chain."""
+def _middle(chain):  # type: ignore[no-untyped-def]
+    """The point halfway along a chain."""
     total = 0.0
-    for k in range(count - 1):
+    for k in range(len(chain) - 1):
         total += np.hypot(chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1])
     left = total / 2.0
-    for k in range(count - 1):
+    for k in range(len(chain) - 1):
         dx, dy = chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1]
         d = np.hypot(dx, dy)
         if left <= d and d > 0.0:
@@ -99,9 +83,9 @@ def _middle(chain, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _near(chain, count, x, y):  # type: ignore[no-untyped-def]
-    """Whether (x, y) lies on the first ``count`` vertices of a chain, give or take ``_SHARED``."""
-    for k in range(count - 1):
+def _near(chain, x, y):  # type: ignore[no-untyped-def]
+    """Whether (x, y) lies on a chain, give or take ``_SHARED``."""
+    for k in range(len(chain) - 1):
         ux, uy = chain[k + 1, 0] - chain[k, 0], chain[k + 1, 1] - chain[k, 1]
         wx, wy = x - chain[k, 0], y - chain[k, 1]
         n2 = ux * ux + uy * uy
@@ -113,12 +97,14 @@ def _near(chain, count, x, y):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _paint(points, offsets, layer, order, stop, shadows, colours, paints, view):  # type: ignore[no-untyped-def]
-    """All triangles of the road plane: surfaces layer by layer, lane lines, stop lines, shadows."""
+def _paint(points, offsets, layer, order, stop, shadows, view, out, paint):  # type: ignore[no-untyped-def]
+    """All triangles of the road plane: surfaces layer by layer, lane lines, stop lines, shadows; returns their number.
+
+    ``out`` [m, 3, 2] corners and ``paint`` [m] colours are filled; m must suffice (``paint_ground`` bounds it).
+    """
     side, back, ahead = view
-    pos = np.empty((4096, 3), np.float32)
-    rgb = np.empty((4096, 4), np.uint8)
     n = 0
+    quad = np.empty((4, 2))
     count = len(offsets) - 1
     # 1. what is in sight, without the vertices that a straight road does not need: `kept` holds ring p from offsets[p] on,
     # lanes turned so that the left side (lefts[p] vertices) comes first, then the right one (rights[p])
@@ -153,61 +139,69 @@ def _paint(points, offsets, layer, order, stop, shadows, colours, paints, view):
                 ring = kept[offsets[p] : offsets[p] + lefts[p] + rights[p]]
                 tri = triangulate(ring)
                 for t in range(len(tri)):
-                    a, b, c = tri[t]
-                    pos, rgb, n = _triangle(
-                        pos, rgb, n, ring[a, 0], ring[a, 1], ring[b, 0], ring[b, 1], ring[c, 0], ring[c, 1], colours[which], view
+                    a, b, c = tri[t, 0], tri[t, 1], tri[t, 2]
+                    n = _triangle(
+                        out, paint, n, ring[a, 0], ring[a, 1], ring[b, 0], ring[b, 1], ring[c, 0], ring[c, 1], which, view
                     )
-    # 3. lane lines
+    # 3. lane lines and stop lines: a stroke is ax, ay, bx, by, half its width, its paint
+    stroke = np.empty((len(out), 6))
+    m = 0
     for p in range(count):
         for s in range(2):
             if rights[p] == 0:
                 continue
-            size = lefts[p] if s == 0 else rights[p]
-            chain = kept[offsets[p] : offsets[p] + size] if s == 0 else kept[offsets[p] + lefts[p] : offsets[p] + lefts[p] + size]
-            x, y = _middle(chain, size)
-            inner, opposite = False, False
+            start, size = (offsets[p], lefts[p]) if s == 0 else (offsets[p] + lefts[p], rights[p])
+            chain = kept[start : start + size]
+            x, y = _middle(chain)
+            inner, opposite = False, False  # whether the side is shared with a lane of the same direction, of the other one
             for q in range(count):
                 if q == p or rights[q] == 0:
                     continue
-                left = kept[offsets[q] : offsets[q] + lefts[q]]
-                right = kept[offsets[q] + lefts[q] : offsets[q] + lefts[q] + rights[q]]
-                on_left, on_right = _near(left, lefts[q], x, y), _near(right, rights[q], x, y)
-                inner = inner or (on_right if s == 0 else on_left)
-                opposite = opposite or (on_left if s == 0 else on_right)
+                for o in range(2):
+                    start, size = (offsets[q], lefts[q]) if o == 0 else (offsets[q] + lefts[q], rights[q])
+                    if _near(kept[start : start + size], x, y):
+                        inner, opposite = inner or o != s, opposite or o == s
             if inner and s == 1:
                 continue  # the neighbour paints it as its left side
-            colour = paints[1] if opposite and not inner else paints[0]
             arc = 0.0
-            for k in range(size - 1):
-                ax, ay, bx, by = chain[k, 0], chain[k, 1], chain[k + 1, 0], chain[k + 1, 1]
-                d = np.hypot(bx - ax, by - ay)
-                if not inner:
-                    pos, rgb, n = _line(pos, rgb, n, ax, ay, bx, by, _HALF_LINE, colour, view)
-                elif d > 0.0:
-                    at = np.floor(arc / (DASH + GAP)) * (DASH + GAP)
-                    while at < arc + d:
-                        t0, t1 = max(0.0, (at - arc) / d), min(1.0, (at + DASH - arc) / d)
-                        if t1 > t0:
-                            pos, rgb, n = _line(
-                                pos, rgb, n, ax + t0 * (bx - ax), ay + t0 * (by - ay), ax + t1 * (bx - ax),
-                                ay + t1 * (by - ay), _HALF_LINE, colour, view,
-                            )  # fmt: skip
-                        at += DASH + GAP
+            for k in range(len(chain) - 1):
+                ax, ay = chain[k, 0], chain[k, 1]
+                dx, dy = chain[k + 1, 0] - ax, chain[k + 1, 1] - ay
+                d = np.hypot(dx, dy)
+                at = np.floor(arc / (DASH + GAP)) * (DASH + GAP) if inner else arc
+                on = DASH if inner else d
+                while at < arc + d:
+                    t0, t1 = max(0.0, (at - arc) / d), min(1.0, (at + on - arc) / d)
+                    if t1 > t0:
+                        stroke[m, 0], stroke[m, 1], stroke[m, 2], stroke[m, 3] = ax + t0 * dx, ay + t0 * dy, ax + t1 * dx, ay + t1 * dy
+                        stroke[m, 4], stroke[m, 5] = _HALF_LINE, _YELLOW if opposite and not inner else _WHITE
+                        m += 1
+                    at += DASH + GAP if inner else d
                 arc += d
-    # 4. stop lines and shadows
     for p in stop:
         ring = points[offsets[p] : offsets[p + 1]]
         size = ring_length(ring)
         if size >= 4:
             _, near = lane_ends(ring, size)
-            a, b = near, (near + 1) % size
-            pos, rgb, n = _line(pos, rgb, n, ring[a, 0], ring[a, 1], ring[b, 0], ring[b, 1], _HALF_STOP, paints[0], view)
-    for p in range(len(shadows)):
-        q = shadows[p]
-        for t in range(2):
-            b, c = 1 + t, 2 + t
-            pos, rgb, n = _triangle(pos, rgb, n, q[0, 0], q[0, 1], q[b, 0], q[b, 1], q[c, 0], q[c, 1], paints[2], view)
-    return pos[:n], rgb[:n]
+            b = (near + 1) % size
+            stroke[m, 0], stroke[m, 1], stroke[m, 2], stroke[m, 3] = ring[near, 0], ring[near, 1], ring[b, 0], ring[b, 1]
+            stroke[m, 4], stroke[m, 5] = _HALF_STOP, _WHITE
+            m += 1
+    for k in range(m + len(shadows)):
+        if k < m:
+            ax, ay, bx, by = stroke[k, 0], stroke[k, 1], stroke[k, 2], stroke[k, 3]
+            d = max(np.hypot(bx - ax, by - ay), 1e-9)
+            ox, oy = (ay - by) / d * stroke[k, 4], (bx - ax) / d * stroke[k, 4]
+            quad[0, 0], quad[0, 1], quad[1, 0], quad[1, 1] = ax + ox, ay + oy, ax - ox, ay - oy
+            quad[2, 0], quad[2, 1], quad[3, 0], quad[3, 1] = bx - ox, by - oy, bx + ox, by + oy
+        else:
+            quad[:] = shadows[k - m]
+        colour = np.int64(stroke[k, 5]) if k < m else np.int64(_SHADOW)
+        for t in range(1, 3):
+            n = _triangle(
+                out, paint, n, quad[0, 0], quad[0, 1], quad[t, 0], quad[t, 1], quad[t + 1, 0], quad[t + 1, 1], colour, view
+            )
+    return n
 
 
 def view_from_above(fov: float, aspect: float, pitch: float) -> tuple[float, float, float]:
@@ -229,13 +223,21 @@ def paint_ground(
     ``mast``: [3] its pose x, y, heading in the scene frame; ``shadows``: [n, 4, 2] dark quadrilaterals in the mast frame;
     ``view``: from ``view_from_above``. Returns positions [3m, 3] and RGBA [3m, 4], three rows a triangle.
     """
-    polygons, lights = scene.polygons, scene.red_lights
+    polygons = scene.polygons
+    points = to_mast(polygons.vertices, mast)
+    stop = np.asarray(scene.red_lights.polygon, np.int64)
     # a roadblock is the union of its lanes: painting it again would only cost time
     order = _PAINT_ORDER if not (polygons.layer == _LANE).any() else _PAINT_ORDER[_PAINT_ORDER != _ROADBLOCK]
-    return _paint(
-        to_mast(polygons.vertices, mast), np.asarray(polygons.offsets, np.int64), np.asarray(polygons.layer, np.int8),
-        order, np.asarray(lights.polygon, np.int64), shadows, _COLOURS, _PAINTS, view,
-    )  # fmt: skip
+    # a surface has fewer triangles than vertices, an edge one stroke of two or, dashed, one per dash that it touches
+    rim = float(np.hypot(*np.diff(points, axis=0).T).sum()) if len(points) else 0.0
+    most = len(points) + 2 * (2 * len(points) + int(rim / (DASH + GAP))) + 2 * (len(stop) + len(shadows))
+    out = np.empty((most, 3, 2), np.float32)
+    paint = np.empty(most, np.uint8)
+    offsets, layer = np.asarray(polygons.offsets, np.int64), np.asarray(polygons.layer, np.int8)
+    count = _paint(points, offsets, layer, order, stop, shadows, view, out, paint)
+    pos = np.zeros((3 * count, 3), np.float32)
+    pos[:, :2] = out[:count].reshape(-1, 2)
+    return pos, np.repeat(_PAINTS[paint[:count]], 3, axis=0)
 
 
 def to_mast(points: FloatArray, mast: FloatArray) -> FloatArray:

@@ -24,8 +24,10 @@ ROLES: Final = ("paint", "second", "window", "dark", "pale", "brake", "lamp_red"
 _SHINES: Final = np.array([role == "brake" or role.startswith("lamp") for role in ROLES])
 
 CAR_COLOURS: Final = np.array(
-    [(196, 200, 204), (46, 50, 58), (148, 28, 34), (32, 68, 132), (228, 228, 224), (110, 116, 122), (52, 92, 70), (176, 150, 104)],
-    dtype=np.uint8,
+    [
+        (196, 200, 204), (46, 50, 58), (148, 28, 34), (32, 68, 132),
+        (228, 228, 224), (110, 116, 122), (52, 92, 70), (176, 150, 104),
+    ], dtype=np.uint8,
 )  # fmt: skip
 CLOTHES: Final = np.array(
     [(176, 58, 46), (40, 84, 150), (210, 170, 60), (70, 120, 80), (150, 90, 150), (220, 220, 215)], dtype=np.uint8
@@ -65,7 +67,7 @@ def _box(
 def _wheels() -> list[tuple[str, list[tuple[float, float, float]]]]:
     out = []
     for x in (-0.31, 0.31):
-        out += _box(x - 0.07, x + 0.07, -0.505, 0.505, 0.0, 0.36, {"right": "dark", "left": "dark", "rear": "dark", "front": "dark"})
+        out += _box(x - 0.07, x + 0.07, -0.505, 0.505, 0.0, 0.36, {"all": "dark", "top": "", "bottom": ""})
     return out
 
 
@@ -266,8 +268,8 @@ def build_solids(
 ) -> tuple[npt.NDArray[np.float32], ByteArray, FloatArray]:
     """Triangles of the faces that a camera ``height`` metres up the mast can see, and the shadows under the solids.
 
-    ``mast``: [3] pose in the scene frame; ``view``: from ``ground.view_from_above``. Returns positions [3m, 3], RGBA [3m, 4] (mast frame: x right, y ahead, z up) and
-    footprints [n, 4, 2] a little larger than the solids, lights left out.
+    ``mast``: [3] pose in the scene frame; ``view``: from ``ground.view_from_above``. Returns positions [3m, 3], RGBA
+    [3m, 4] (mast frame: x right, y ahead, z up) and footprints [n, 4, 2] a little larger than the solids, lights left out.
     """
     x, y, h = mast
     side, _, ahead = view

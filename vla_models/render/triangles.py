@@ -175,26 +175,28 @@ def simplify(ring: FloatArray, n: int, start: int, count: int, tolerance: float,
     """Copy the chain of ``count`` vertices from ``start`` (cyclic) into ``out`` without those that a straight run passes
     within ``tolerance``; both ends stay. Returns how many were written.
     """
-    out[0] = ring[start % n]
+    out[0, 0], out[0, 1] = ring[start % n, 0], ring[start % n, 1]
     written = 1
     anchor = 0
     dx, dy = 0.0, 0.0
     for k in range(1, count - 1):
-        ax, ay = ring[(start + anchor) % n]
+        i, j = (start + k) % n, (start + k + 1) % n
+        ax, ay = ring[(start + anchor) % n, 0], ring[(start + anchor) % n, 1]
         if dx == 0.0 and dy == 0.0:
-            dx, dy = ring[(start + k) % n, 0] - ax, ring[(start + k) % n, 1] - ay
+            dx, dy = ring[i, 0] - ax, ring[i, 1] - ay
             d = np.hypot(dx, dy)
             if d > 0.0:
                 dx, dy = dx / d, dy / d
         # vertex k is needed once the next one leaves the ray (or turns back along it)
-        wx, wy = ring[(start + k + 1) % n, 0] - ax, ring[(start + k + 1) % n, 1] - ay
-        vx, vy = ring[(start + k) % n, 0] - ax, ring[(start + k) % n, 1] - ay
+        wx, wy = ring[j, 0] - ax, ring[j, 1] - ay
+        vx, vy = ring[i, 0] - ax, ring[i, 1] - ay
         if abs(dx * wy - dy * wx) > tolerance or dx * wx + dy * wy < dx * vx + dy * vy:
-            out[written] = ring[(start + k) % n]
+            out[written, 0], out[written, 1] = ring[i, 0], ring[i, 1]
             written += 1
             anchor = k
             dx, dy = 0.0, 0.0
     if count > 1:
-        out[written] = ring[(start + count - 1) % n]
+        j = (start + count - 1) % n
+        out[written, 0], out[written, 1] = ring[j, 0], ring[j, 1]
         written += 1
     return written

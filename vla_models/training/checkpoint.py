@@ -1,8 +1,8 @@
 """Checkpoints that survive ``kill -9`` at any moment: a folder appears whole or not at all.
 
-``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``reference.safetensors`` (frozen weights of the
-KL term) and ``state.json`` (the trainer's progress and the SHA-256 of the others). No pickle. There are no random states to save:
-the trainer draws every number from (seed, phase, step), see ``random_stream``.
+``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``reference.safetensors`` (frozen weights of
+the KL term) and ``state.json`` (the trainer's progress and the SHA-256 of the others). No pickle. There are no random states
+to save: the trainer draws every number from (seed, phase, step), see ``random_stream``.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def imitation_record(model: VLAInterface, scenes: Sequence[Scene]) -> dict[str, 
     It is built once: images stay uint8 and every step only picks rows. Raises NotImplementedByModel if the model has no
     ``record_from_plans``, SceneError if a scene has no reference.
     """
-    if not hasattr(model, "record_from_plans"):
+    record_from_plans = getattr(model, "record_from_plans", None)
+    if record_from_plans is None:
         raise NotImplementedByModel(
             f"{type(model).__name__} cannot imitate: it does not implement record_from_plans(inputs, plans) -> record; "
             "set training.imitation.steps: 0 to start with reinforcement learning"
@@ -46,7 +47,7 @@ def imitation_record(model: VLAInterface, scenes: Sequence[Scene]) -> dict[str, 
         part = [scenes[i] for i in range(start, min(start + _CHUNK, len(scenes)))]
         plans = np.stack([reference_plan(scene) for scene in part])
         with torch.no_grad():
-            chunks.append(model.record_from_plans(VLAInput.batch(observe(part)), plans))
+            chunks.append(record_from_plans(VLAInput.batch(observe(part)), plans))
     return join_records(chunks)
 
 
@@ -58,7 +59,7 @@ def join_records(records: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if name == "prompt_id":
             for i, part in enumerate(parts):  # a model may number the prompts of each call from 0
                 offset = 0 if i == 0 else int(parts[i - 1].max()) + 1
-                parts[i] = part.unique(return_inverse=True)[1] + offset
+                parts[i] = torch.unique(part, return_inverse=True)[1] + offset
         longest = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
         if any(part.ndim == 2 and part.shape[1] < longest for part in parts):
             parts = [torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts]

@@ -34,7 +34,7 @@ class Bar:
 
     def __call__(self, done: int, total: int | None = None) -> None:
         """Set the number of steps done (the form in which scene generation reports)."""
-        self._progress.update(self._task, completed=done, **({} if total is None else {"total": total}))
+        self._progress.update(self._task, completed=done, total=total)
 
     def advance(self, note: str = "") -> None:
         """One step more."""

@@ -337,7 +337,7 @@ class Trainer:
         for name, result in results.items():
             arrays |= result.arrays(name)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes keywords for its own options
 
     def _summarise(self) -> dict[str, Any]:
         """Write ``summary.json`` from ``heldout.npz``."""

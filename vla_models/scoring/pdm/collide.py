@@ -129,6 +129,17 @@ def boxes_meet(
     return abs(dy * box[2] - dx * box[3]) <= b + half_length * sr + half_width * cr
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def footprint_kernel(states: FloatArray, out: FloatArray) -> None:
+    """Ego boxes ``out`` [N, 41, 5] of driven states [N, 41, 11]."""
+    for n in range(states.shape[0]):
+        for t in range(states.shape[1]):
+            state, box = states[n, t], out[n, t]
+            c, s = np.cos(state[2]), np.sin(state[2])
+            box[0], box[1] = state[0] + REAR_AXLE_TO_CENTER * c, state[1] + REAR_AXLE_TO_CENTER * s
+            box[2], box[3], box[4] = c, s, np.hypot(state[3], state[4])
+
+
 @numba.njit(cache=True, error_model="numpy")
 def _front_meets(ego: FloatArray, box: FloatArray, extent: FloatArray) -> bool:
     """Whether the ego's front edge meets an agent's box: a box of no length at the front bumper."""

@@ -1,0 +1,43 @@
+"""RL frameworks: which exist in this version, and how a run is started in one.
+
+Each framework is a package ``vla_models.frameworks.<name>`` with a module ``launch``; ``local``, the embedded trainer, is
+``vla_models.training``. All have ``launch(config, *, resume=None) -> Path``, which returns the run's folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vla_models.errors import ConfigError
+
+
+def launch_module(framework: str) -> str | None:
+    """Name of the module that starts runs in ``framework``, or None if this version has none (nothing heavy is imported)."""
+    if framework == "local":
+        return "vla_models.training.launch"
+    package = f"vla_models.frameworks.{framework}"
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec(f"{package}.launch") is None:
+        return None
+    return f"{package}.launch"
+
+
+def get_launcher(framework: str) -> Callable[..., Path]:
+    """The ``launch`` function of a framework; ``ConfigError`` says which there are."""
+    module = launch_module(framework)
+    if module is None:
+        raise ConfigError(
+            f"framework: this version of vla_models cannot start {framework!r}; it starts: {', '.join(available())}"
+        )
+    launcher: Any = importlib.import_module(module).launch
+    return launcher  # type: ignore[no-any-return]
+
+
+def available() -> list[str]:
+    """Frameworks that this version can start."""
+    from vla_models.config import FRAMEWORKS
+
+    return [name for name in FRAMEWORKS if launch_module(name) is not None]

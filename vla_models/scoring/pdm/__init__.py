@@ -1,0 +1,6 @@
+"""NavSim's PDM score, v1 and v2, exact and batched; one module a step: track, collide, area, progress, comfort, score."""
+
+from vla_models.scoring.pdm.prepare import PreparedScene, prepare
+from vla_models.scoring.pdm.score import PDMScores, score
+
+__all__ = ["PDMScores", "PreparedScene", "prepare", "score"]

@@ -1,0 +1,209 @@
+"""Comfort: v1's C, v2's history comfort (HC) and extended comfort between two frames (EC).
+
+Every quantity is a Savitzky-Golay filter (local polynomial fit) of a column of the states, hence a constant matrix. The
+filters are SciPy's with ``mode="interp"``: at both ends the polynomial of the outermost window is used; an even window
+looks half a sample ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Final
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from vla_models.scoring.pdm.track import DT, REAR_AXLE_TO_CENTER, STEPS
+
+FloatArray = npt.NDArray[np.float64]
+
+_MIN_LON_ACCELERATION: Final = -4.05
+_MAX_LON_ACCELERATION: Final = 2.40
+_MAX_LAT_ACCELERATION: Final = 4.89
+_MAX_JERK: Final = 8.37
+_MAX_LON_JERK: Final = 4.13
+_MAX_YAW_RATE: Final = 0.95
+_MAX_YAW_ACCELERATION: Final = 1.93
+
+_EC_ACCELERATION: Final = 0.7
+_EC_JERK: Final = 0.5
+_EC_YAW_RATE: Final = 0.1
+_EC_YAW_ACCELERATION: Final = 0.1
+
+_HISTORY_DT_US: Final = 500_000
+_STEP_US: Final = 100_000
+
+_ACCELERATION, _SMOOTHED, _JERK, _YAW_RATE, _YAW_ACCELERATION = range(5)
+
+
+def savgol(samples: int, window: int, order: int, derivative: int) -> FloatArray:
+    """Matrix [samples, samples] of SciPy's ``savgol_filter(..., mode="interp")`` for samples 0.1 s apart."""
+    half = window // 2
+    out = np.zeros((samples, samples))
+    for i in range(samples):
+        if half <= i < samples - half:
+            start, at = (i - half, float(half)) if window % 2 else (i - half + 1, half - 0.5)
+        else:
+            start = 0 if i < half else samples - window
+            at = float(i - start)
+        powers = (np.arange(window) - at)[:, None] ** np.arange(order + 1)
+        out[i, start : start + window] = np.linalg.pinv(powers)[derivative] * math.factorial(derivative) / DT**derivative
+    return out
+
+
+@lru_cache(maxsize=16)
+def operators(version: int, samples: int) -> FloatArray:
+    """[5, samples, samples], transposed: acceleration, acceleration that jerk is taken of, jerk, yaw rate, yaw acceleration.
+
+    Version 1 fits one parabola to the whole horizon for the acceleration bounds and for the jerk; version 2 uses windows of
+    8 and 15. The windows that the official code passes on for yaw rates are dropped on the way: it always uses 5.
+    """
+    acceleration = samples if version == 1 else 8
+    jerk = samples if version == 1 else 15
+    windows = ((acceleration, 2, 0), (8, 2, 0), (jerk, 2, 1), (5, 2, 1), (5, 3, 2))
+    return np.ascontiguousarray(np.stack([savgol(samples, min(w, samples), o, d).T for w, o, d in windows]))
+
+
+def past_states(history: FloatArray) -> FloatArray:
+    """The states that v2 puts before the driven ones: ``history`` [H, 11] (0.5 s apart, current last) at 0.1 s, [5H - 6, 11].
+
+    The official code leaves out the sample at -0.1 s as well as the current one, and later treats the 0.2 s gap as 0.1 s.
+    Only what an interpolated ego state carries over is kept: steering rate and yaw motion are zero.
+    """
+    count = (len(history) - 1) * (_HISTORY_DT_US // _STEP_US) - 1
+    at = np.arange(count) * (_STEP_US / _HISTORY_DT_US)
+    row = np.arange(len(history), dtype=np.float64)
+    out = np.zeros((count, history.shape[1]))
+    for j in (0, 1, 3, 4, 5, 6, 7):
+        out[:, j] = np.interp(at, row, history[:, j])
+    out[:, 2] = (np.interp(at, row, np.unwrap(history[:, 2])) + np.pi) % (2.0 * np.pi) - np.pi
+    return out
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _apply(operator: FloatArray, column: FloatArray, out: FloatArray) -> None:
+    """``out`` = transposed ``operator`` times ``column``, rounded to 8 decimals as the official code does."""
+    out[:] = 0.0
+    for j in range(column.shape[0]):
+        value = column[j]
+        for i in range(out.shape[0]):
+            out[i] += operator[j, i] * value
+    for i in range(out.shape[0]):
+        out[i] = np.rint(out[i] * 1e8) / 1e8
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _bounded(values: FloatArray, low: float, high: float) -> bool:
+    for i in range(values.shape[0]):
+        if not low < values[i] < high:
+            return False
+    return True
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _turned(headings: FloatArray, out: FloatArray) -> None:
+    """Headings without jumps of full turns (nuPlan's ``phase_unwrap``)."""
+    out[0] = headings[0]
+    turns = 0.0
+    for i in range(1, headings.shape[0]):
+        turns += np.rint((headings[i] - headings[i - 1]) / (2.0 * np.pi))
+        out[i] = headings[i] - 2.0 * np.pi * turns
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def comfort_kernel(states: FloatArray, past: FloatArray, operator: FloatArray, lever: float, score: FloatArray) -> None:
+    """C (``past`` [0, 11], ``lever`` 0) or HC (``past`` [B, 11], ``lever`` rear axle to centre) of N driven plans, {0, 1}.
+
+    ``lever`` moves longitudinal acceleration to the box centre; both yaw terms add along x (the official code's own way).
+    """
+    before = past.shape[0]
+    samples = before + STEPS
+    column, smooth, out = np.empty(samples), np.empty(samples), np.empty(samples)
+    for n in range(states.shape[0]):
+        score[n] = 0.0
+        for t in range(samples):
+            s = past[t] if t < before else states[n, t - before]
+            column[t] = s[5] + lever * (s[9] * s[9]) + lever * s[10]
+        _apply(operator[_ACCELERATION], column, out)
+        if not _bounded(out, _MIN_LON_ACCELERATION, _MAX_LON_ACCELERATION):
+            continue
+        _apply(operator[_SMOOTHED], column, smooth)
+        _apply(operator[_JERK], smooth, out)
+        if not _bounded(out, -_MAX_LON_JERK, _MAX_LON_JERK):
+            continue
+        for t in range(samples):
+            column[t] = past[t, 6] if t < before else states[n, t - before, 6]
+        _apply(operator[_ACCELERATION], column, out)
+        if not _bounded(out, -_MAX_LAT_ACCELERATION, _MAX_LAT_ACCELERATION):
+            continue
+        for t in range(samples):
+            s = past[t] if t < before else states[n, t - before]
+            column[t] = np.hypot(s[5], s[6])
+        _apply(operator[_SMOOTHED], column, smooth)
+        _apply(operator[_JERK], smooth, out)
+        if not _bounded(out, -_MAX_JERK, _MAX_JERK):
+            continue
+        for t in range(samples):
+            smooth[t] = past[t, 2] if t < before else states[n, t - before, 2]
+        _turned(smooth, column)
+        _apply(operator[_YAW_RATE], column, out)
+        if not _bounded(out, -_MAX_YAW_RATE, _MAX_YAW_RATE):
+            continue
+        _apply(operator[_YAW_ACCELERATION], column, out)
+        if _bounded(out, -_MAX_YAW_ACCELERATION, _MAX_YAW_ACCELERATION):
+            score[n] = 1.0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _features(states: FloatArray, operator: FloatArray, out: FloatArray) -> None:
+    """[4, T]: magnitude of acceleration, its jerk, yaw rate, yaw acceleration of one driven plan [T, 11]."""
+    samples = states.shape[0]
+    column = np.empty(samples)
+    for t in range(samples):
+        column[t] = np.hypot(states[t, 5], states[t, 6])
+    _apply(operator[_SMOOTHED], column, out[0])
+    _apply(operator[_JERK], out[0], out[1])
+    _turned(np.ascontiguousarray(states[:, 2]), column)
+    _apply(operator[_YAW_RATE], column, out[2])
+    _apply(operator[_YAW_ACCELERATION], column, out[3])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _extended_kernel(first: FloatArray, second: FloatArray, operator: FloatArray, score: FloatArray) -> None:
+    samples = first.shape[1]
+    a, b = np.empty((4, samples)), np.empty((4, samples))
+    limits = (_EC_ACCELERATION, _EC_JERK, _EC_YAW_RATE, _EC_YAW_ACCELERATION)
+    for n in range(first.shape[0]):
+        _features(first[n], operator, a)
+        _features(second[n], operator, b)
+        score[n] = 1.0
+        for j in range(4):
+            total = 0.0
+            for t in range(samples):
+                total += (a[j, t] - b[j, t]) ** 2
+            if not np.sqrt(total / samples) <= limits[j]:
+                score[n] = 0.0
+
+
+def extended_comfort(first: npt.ArrayLike, second: npt.ArrayLike) -> FloatArray:
+    """EC [N] in {0, 1} of driven states [N, T, 11] of two consecutive frames over the T >= 15 steps that both cover.
+
+    1 where the root mean square differences of acceleration (0.7 m/s^2), jerk (0.5 m/s^3), yaw rate (0.1 rad/s) and yaw
+    acceleration (0.1 rad/s^2) all stay within the limits.
+    """
+    a, b = (np.ascontiguousarray(x, dtype=np.float64) for x in (first, second))
+    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 11:
+        raise ValueError(f"states have shapes {a.shape} and {b.shape}, expected the same [N, T, 11]")
+    score = np.empty(len(a))
+    operator = operators(2, a.shape[1]).copy()
+    operator[_YAW_ACCELERATION] = savgol(a.shape[1], 5, 2, 2).T  # here the official code keeps the quadratic fit
+    _extended_kernel(a, b, operator, score)
+    return score
+
+
+NO_PAST: Final = np.zeros((0, 11))
+"""``past`` of version 1."""
+CENTER_LEVER: Final = REAR_AXLE_TO_CENTER
+"""``lever`` of version 2."""

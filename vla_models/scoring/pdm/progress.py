@@ -1,0 +1,101 @@
+"""Along the route's centre line: ego progress (EP) and lane keeping (LK)."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from vla_models.scenes.scene import Scene
+from vla_models.scoring.pdm.collide import BOX_X, BOX_Y, CENTER_IN_INTERSECTION
+from vla_models.scoring.pdm.track import STEPS
+
+FloatArray = npt.NDArray[np.float64]
+
+_LANE_DEVIATION: Final = 0.5  # metres from the centre line …
+_LANE_STEPS: Final = 20  # … for so many steps in a row: the lane is not kept
+PROGRESS_THRESHOLD: Final = 5.0
+"""Metres: below this best progress of the pair (reference, plan), everybody has full progress."""
+
+
+class Line(NamedTuple):
+    """The centre line, prepared: K segments."""
+
+    segments: FloatArray
+    """[K, 6] start x, start y, vector x, vector y, squared length, distance along the line at the start."""
+
+
+def prepare_line(scene: Scene) -> Line:
+    """``scene``'s centre line as a ``Line``."""
+    start = scene.centerline[:-1, :2]
+    vector = np.diff(scene.centerline[:, :2], axis=0)
+    squared = vector[:, 0] ** 2 + vector[:, 1] ** 2
+    along = np.concatenate([np.zeros(1), np.cumsum(np.sqrt(squared))[:-1]])
+    return Line(np.ascontiguousarray(np.concatenate([start, vector, squared[:, None], along[:, None]], axis=1)))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def locate(line: Line, x: float, y: float) -> float:
+    """Distance along the line of its point nearest to (x, y): the first of equally near ones, as in GEOS."""
+    best = np.inf
+    at = 0.0
+    for k in range(line.segments.shape[0]):
+        segment = line.segments[k]
+        wx, wy = x - segment[0], y - segment[1]
+        part = wx * segment[2] + wy * segment[3]
+        fraction = 0.0 if part <= 0.0 else min(1.0, part / segment[4])
+        dx, dy = wx - fraction * segment[2], wy - fraction * segment[3]
+        squared = dx * dx + dy * dy
+        if squared < best:
+            best = squared
+            at = segment[5] + fraction * np.sqrt(segment[4])
+    return at
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def progress_kernel(boxes: FloatArray, line: Line, out: FloatArray) -> None:
+    """Metres ``out`` [N] >= 0 along the centre line from the first to the last box centre of N driven plans."""
+    if boxes.shape[0] == 0:
+        return
+    start = locate(line, boxes[0, 0, BOX_X], boxes[0, 0, BOX_Y])  # all plans start at the same state
+    for n in range(boxes.shape[0]):
+        out[n] = max(0.0, locate(line, boxes[n, STEPS - 1, BOX_X], boxes[n, STEPS - 1, BOX_Y]) - start)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _within(line: Line, k: int, x: float, y: float) -> bool:
+    """Whether segment ``k`` passes within the lane-keeping limit of (x, y)."""
+    segment = line.segments[k]
+    wx, wy = x - segment[0], y - segment[1]
+    part = wx * segment[2] + wy * segment[3]
+    fraction = 0.0 if part <= 0.0 else min(1.0, part / segment[4])
+    dx, dy = wx - fraction * segment[2], wy - fraction * segment[3]
+    return np.sqrt(dx * dx + dy * dy) <= _LANE_DEVIATION
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def lane_keeping_kernel(boxes: FloatArray, flags: npt.NDArray[np.uint8], line: Line, score: FloatArray) -> None:
+    """LK ``score`` [N] in {0, 1}: 0 after 20 steps in a row beyond 0.5 m; steps in intersections neither count nor reset."""
+    count = line.segments.shape[0]
+    for n in range(boxes.shape[0]):
+        score[n] = 1.0
+        beyond = 0
+        recent = 0  # the search starts where the last one ended: plans move along the line
+        for t in range(STEPS):
+            if flags[n, t] & CENTER_IN_INTERSECTION:
+                continue
+            x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
+            found = False
+            for i in range(count):
+                k = recent + i
+                k = k - count if k >= count else k
+                if _within(line, k, x, y):
+                    recent = k
+                    found = True
+                    break
+            beyond = 0 if found else beyond + 1
+            if beyond >= _LANE_STEPS:
+                score[n] = 0.0
+                break
