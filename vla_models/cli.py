@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="vla-models",
     help="Bring one driving VLA, train it online with any of the RL frameworks.",
-    epilog="Start with:  vla-models doctor   ·   vla-models train configs/navsim_quick.yaml",
+    epilog="Start with:\n\n  vla-models doctor\n\n  vla-models train configs/navsim_quick.yaml",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -52,8 +52,10 @@ def _options(
 
 
 @app.command(
-    epilog="Examples:  vla-models train configs/navsim_quick.yaml   ·   "
-    "vla-models train my.yaml seed=1 training.optimizer.lr=1e-4   ·   vla-models train --resume runs/local-navsim-grpo-…"
+    epilog="Examples:\n\n"
+    "  vla-models train configs/navsim_quick.yaml\n\n"
+    "  vla-models train my.yaml seed=1 training.optimizer.lr=1e-4\n\n"
+    "  vla-models train --resume runs/local-navsim-grpo-20260101-120000"
 )
 def train(
     config: Annotated[str | None, typer.Argument(help="YAML file; not needed with --resume.", show_default=False)] = None,
@@ -95,8 +97,9 @@ def train(
 
 @app.command(
     "eval",
-    epilog="Examples:  vla-models eval runs/local-navsim-grpo-…   ·   "
-    "vla-models eval my_checkpoint environment.heldout_scenes=500 --output scores.json",
+    epilog="Examples:\n\n"
+    "  vla-models eval runs/local-navsim-grpo-20260101-120000\n\n"
+    "  vla-models eval my_checkpoint environment.heldout_scenes=500 --output scores.json",
 )
 def evaluate(
     path: Annotated[
@@ -245,7 +248,7 @@ def _dry_run(config: VLAConfig) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     plans = config.training.scenes_per_step * config.algorithm.group_size
     typer.echo(
-        f"# {config.model.name}: {parameters:,} parameters; {config.training.steps} updates of {plans} plans. Nothing was started."
+        f"# {config.model.name}: {parameters:,} parameters; {config.training.steps} updates of {plans} plans. Not started."
     )
 
 

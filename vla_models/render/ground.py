@@ -34,7 +34,9 @@ SHADOW: Final = (44, 45, 49)
 _LANE: Final = LAYERS.index("lane")
 _ROADBLOCK: Final = LAYERS.index("roadblock")
 _SURFACES: Final = {"intersection": JUNCTION, "lane_connector": JUNCTION, "carpark": CARPARK}
-_PAINTS: Final = np.array([(*_SURFACES.get(name, ROAD), 255) for name in LAYERS] + [(*c, 255) for c in (WHITE, YELLOW, SHADOW)], np.uint8)
+_PAINTS: Final = np.array(
+    [(*_SURFACES.get(name, ROAD), 255) for name in LAYERS] + [(*c, 255) for c in (WHITE, YELLOW, SHADOW)], np.uint8
+)
 _WHITE: Final = len(LAYERS)
 _YELLOW: Final = len(LAYERS) + 1
 _SHADOW: Final = len(LAYERS) + 2
@@ -173,7 +175,12 @@ def _paint(points, offsets, layer, order, stop, shadows, view, out, paint):  # t
                 while at < arc + d:
                     t0, t1 = max(0.0, (at - arc) / d), min(1.0, (at + on - arc) / d)
                     if t1 > t0:
-                        stroke[m, 0], stroke[m, 1], stroke[m, 2], stroke[m, 3] = ax + t0 * dx, ay + t0 * dy, ax + t1 * dx, ay + t1 * dy
+                        stroke[m, 0], stroke[m, 1], stroke[m, 2], stroke[m, 3] = (
+                            ax + t0 * dx,
+                            ay + t0 * dy,
+                            ax + t1 * dx,
+                            ay + t1 * dy,
+                        )
                         stroke[m, 4], stroke[m, 5] = _HALF_LINE, _YELLOW if opposite and not inner else _WHITE
                         m += 1
                     at += DASH + GAP if inner else d
@@ -195,7 +202,8 @@ def _paint(points, offsets, layer, order, stop, shadows, view, out, paint):  # t
             quad[0, 0], quad[0, 1], quad[1, 0], quad[1, 1] = ax + ox, ay + oy, ax - ox, ay - oy
             quad[2, 0], quad[2, 1], quad[3, 0], quad[3, 1] = bx - ox, by - oy, bx + ox, by + oy
         else:
-            quad[:] = shadows[k - m]
+            for t in range(4):
+                quad[t, 0], quad[t, 1] = shadows[k - m, t, 0], shadows[k - m, t, 1]
         colour = np.int64(stroke[k, 5]) if k < m else np.int64(_SHADOW)
         for t in range(1, 3):
             n = _triangle(

@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 STATION_STEP: Final = 1.0
-"""Metres between stations of a lane, at most: stations are spread evenly, and lanes that lie abreast have equally many."""
+"""Metres between stations of a lane, at most (5 % more here and there); lanes that lie abreast have equally many stations."""
 
 
 @dataclass(frozen=True)

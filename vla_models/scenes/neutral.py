@@ -56,7 +56,7 @@ class _Fields:
 
     def numbers(self, field: str, value: Any, shape: tuple[int | None, ...]) -> npt.NDArray[np.float64]:
         """``value`` as a finite float64 array of ``shape`` (None: any length)."""
-        wanted = " x ".join("n" if n is None else str(n) for n in shape) or "one number"
+        wanted = " x ".join("n" if n is None else str(n) for n in shape)
         try:
             array = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
@@ -66,6 +66,9 @@ class _Fields:
         if not np.isfinite(array).all():
             raise self.error(field, "has numbers that are not finite")
         return np.ascontiguousarray(array)
+
+    def number(self, field: str, value: Any) -> float:
+        return float(self.numbers(field, [value], (1,))[0])
 
     def code(self, field: str, name: Any, known: tuple[str, ...]) -> int:
         if name not in known:
@@ -112,7 +115,7 @@ def _scene(f: _Fields) -> Scene:
         return rows
 
     ego[:2] -= origin
-    dt = float(f.numbers("dt", f.data.get("dt", 0.1), ()))
+    dt = f.number("dt", f.data.get("dt", 0.1))
     if dt != 0.1:
         raise f.error("dt", f"is {dt}, only 0.1 s is supported")
     history = f.data.get("ego_history")
@@ -130,13 +133,13 @@ def _scene(f: _Fields) -> Scene:
         ego=ego,
         ego_history=None if history is None else local("ego_history", history, len(_EGO_FIELDS), least=2),
         centerline=local("centerline", f.get("centerline"), 3, least=2),
-        speed_limit=float(f.numbers("speed_limit", f.get("speed_limit"), ())),
+        speed_limit=f.number("speed_limit", f.get("speed_limit")),
         polygons=polygons,
         tracks=_tracks(f, origin),
         red_lights=_red_lights(f, polygons),
         reference=reference,
         human=None if human is None else f.numbers("human", human, (PLAN_STEPS, 3)),
-        time_us=int(f.numbers("time_us", f.get("time_us"), ())),
+        time_us=int(f.number("time_us", f.get("time_us"))),
     )
 
 

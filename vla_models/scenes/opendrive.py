@@ -114,8 +114,9 @@ def lane_links(network: Network) -> Iterator[tuple[LaneKey, LaneKey]]:
 def speed_limit(road: Road, section: Section, lane: Lane) -> float | None:
     """Limit in the middle of a lane, m/s: the lane's own record, else the road's, else None."""
     middle = 0.5 * (section.start + section.end)
-    own = [v for s, v in lane.speeds if s <= middle - section.start]
-    return (own or [v for s, v in road.speeds if s <= middle] or [None])[-1]
+    of_lane = [v for s, v in lane.speeds if s <= middle - section.start]
+    of_road = [v for s, v in road.speeds if s <= middle]
+    return of_lane[-1] if of_lane else of_road[-1] if of_road else None
 
 
 def _touching(network: Network, place: tuple[int, int] | None, lane: int | None) -> LaneKey | None:

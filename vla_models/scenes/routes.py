@@ -14,8 +14,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from ..geometry import wrap_angle
-from .lanes import LaneGraph
+from vla_models.geometry import wrap_angle
+from vla_models.scenes.lanes import LaneGraph
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -126,7 +126,7 @@ def make_road_net(graph: LaneGraph) -> RoadNet:
 @lru_cache(maxsize=16)
 def road_net(town: str) -> RoadNet:
     """``RoadNet`` of a CARLA town (converted and cached on disk by ``towns.load_town``, kept in memory here)."""
-    from .towns import load_town
+    from vla_models.scenes.towns import load_town
 
     return make_road_net(load_town(town))
 

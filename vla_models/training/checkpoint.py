@@ -79,7 +79,8 @@ def save_checkpoint(
     optimizer_tensors, groups = _optimizer_tensors(optimizer)
     with atomic_path(path) as temporary:
         temporary.mkdir()
-        files = {"model": _model_tensors(model), "optimizer": optimizer_tensors, "reference": dict(reference or {})}
+        frozen = {name: tensor.contiguous() for name, tensor in (reference or {}).items()}
+        files = {"model": _model_tensors(model), "optimizer": optimizer_tensors, "reference": frozen}
         for name, tensors in files.items():
             save_file(tensors, temporary / f"{name}.safetensors")
         sums = {name: _sha256(temporary / f"{name}.safetensors") for name in files}
@@ -134,8 +135,10 @@ def load_checkpoint(path: Path, model: nn.Module, make_optimizer: Callable[[str]
     if [len(group["params"]) for group in optimizer.param_groups] != [len(group["params"]) for group in groups]:
         raise CheckpointError(f"{path}/optimizer.safetensors belongs to another optimiser; resume with its configuration")
     model.load_state_dict(weights, strict=False)  # tied weights were saved once
-    optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer"]), "param_groups": groups})
-    return Restored(phase, step, optimizer, loaded["reference"], state)
+    optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer"], optimizer), "param_groups": groups})
+    parameters = dict(model.named_parameters())
+    reference = {k: _laid_out_like(parameters[k], v) if k in parameters else v for k, v in loaded["reference"].items()}
+    return Restored(phase, step, optimizer, reference, state)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -169,7 +172,7 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     whole = optimizer.state_dict()
     tensors = {
-        f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"{index}.{key}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
         for index, entries in whole["state"].items()
         for key, value in entries.items()
         if value is not None
@@ -177,9 +180,19 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
     return tensors, whole["param_groups"]
 
 
-def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _optimizer_state(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """State by parameter index."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            tensor = _laid_out_like(parameter, tensor)
         state.setdefault(int(index), {})[key] = tensor
     return state
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor`` in the memory order of ``parameter`` (channels last, say): other orders are other sums, in the last bits."""
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

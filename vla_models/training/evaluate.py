@@ -14,7 +14,8 @@ from vla_models.errors import SceneError
 from vla_models.inputs import VLAInput
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm import score
-from vla_models.scoring.pdm.baselines import constant_velocity_plan, reference_plan
+from vla_models.scoring.pdm.baselines import constant_velocity_plan
+from vla_models.scoring.pdm.closed import reference_plan
 from vla_models.scoring.rewards import METRICS
 
 if TYPE_CHECKING:

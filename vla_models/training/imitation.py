@@ -18,7 +18,7 @@ from vla_models.envs.navsim import observe
 from vla_models.errors import NotImplementedByModel, SceneError
 from vla_models.inputs import VLAInput
 from vla_models.scenes.scene import Scene
-from vla_models.scoring.pdm.baselines import reference_plan
+from vla_models.scoring.pdm.closed import reference_plan
 from vla_models.training.objective import masked_mean
 
 if TYPE_CHECKING:

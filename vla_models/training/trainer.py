@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -111,6 +112,8 @@ class Trainer:
         """Phase and steps done of the last checkpoint (imitation, 0 in a new run), with weights, optimiser and log put back."""
         found = latest_checkpoint(self.checkpoints)
         if found is None:
+            with tempfile.TemporaryDirectory() as folder:  # a model that cannot be saved says so now, not after the training
+                self.model.save_pretrained(Path(folder) / "model")
             self.log = MetricsLog(self.run_dir)
             self.optimizer = self._make_optimizer("imitation")
             return "imitation", 0

@@ -5,8 +5,9 @@ driven by NavSim's tracker and scored by the PDM score over a constant-velocity 
 the 15; the first best one is carried on to 5 s. What is returned are the proposal's own poses on the path, not the driven
 ones: row 0 is the ego's projection on that path, not the ego's pose. NavSim does not use the planner's emergency brake.
 
-Scores are those of NavSim v1.1, with which the golden references of ``pdm-scene/1`` are reproduced (2.2 generates and drives
-the same proposals, and differs by choosing with its own score). Known differences from the official code:
+NavSim 2.2 and 1.1 generate and drive the same proposals, and each chooses with its own score. The golden references of
+``pdm-scene/1`` were made by 2.2: there the planner also minds lanes, driving direction and red lights (history comfort is
+always 1, extended comfort is not known yet). Differences from the official code that remain:
 
 * GEOS approximates the corridor that decides which objects count as "ahead": it simplifies the line and rounds joins by
   segments, up to about 1 cm. Here the corridor is exact; an object that just grazes it may count in one and not in the other.
@@ -23,26 +24,31 @@ import numpy as np
 
 from vla_models.errors import SceneError
 from vla_models.geometry import FloatArray, project, to_frame
-from vla_models.scenes.scene import DT, PLAN_DT, PLAN_STEPS, TRACK_STEPS, Scene
-from vla_models.scoring.pdm.area import area_kernel, compliance_kernel, prepare_areas
-from vla_models.scoring.pdm.collide import collision_kernel, prepare_agents, time_to_collision_kernel
-from vla_models.scoring.pdm.comfort import NO_PAST, comfort_kernel, operators
+from vla_models.scenes.scene import DT, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene
+from vla_models.scoring.pdm.area import prepare_areas, prepare_red_areas
+from vla_models.scoring.pdm.collide import prepare_agents
+from vla_models.scoring.pdm.comfort import NO_PAST, operators
 from vla_models.scoring.pdm.forecast import Forecast, forecast
 from vla_models.scoring.pdm.idm import SPEED_FRACTIONS, unroll
 from vla_models.scoring.pdm.paths import LATERAL_OFFSETS, build_paths, pose_at
-from vla_models.scoring.pdm.progress import PROGRESS_THRESHOLD, prepare_line, progress_kernel
-from vla_models.scoring.pdm.track import REAR_AXLE_TO_CENTER, STEPS, track
+from vla_models.scoring.pdm.progress import prepare_line
+from vla_models.scoring.pdm.score import _MULT as MULT_ROW
+from vla_models.scoring.pdm.score import _PROGRESS as PROGRESS_ROW
+from vla_models.scoring.pdm.score import _ROWS as TABLE_ROWS
+from vla_models.scoring.pdm.score import _SCORE as SCORE_ROW
+from vla_models.scoring.pdm.score import VERSIONS, Version, rate_kernel, total_kernel
+from vla_models.scoring.pdm.track import STEPS, track
 
 _POLICIES: Final = len(SPEED_FRACTIONS)
 _PROPOSALS: Final = len(LATERAL_OFFSETS) * _POLICIES
-_VERSION: Final = 1  # of the score that chooses
 
 
-def plan_pdm_closed(scene: Scene) -> FloatArray:
+def plan_pdm_closed(scene: Scene, version: Version = "v2") -> FloatArray:
     """PDM-Closed's trajectory [51, 3] for ``scene``: rear-axle poses in the scene's local frame at t = 0.0 … 5.0 s.
 
     Uses the centre line, the speed limit, the map, the ego state, and of tracks and red lights only what is known at t = 0;
-    ``scene.reference`` is not looked at. Deterministic. Raises ``SceneError`` naming the scene where the centre line has
+    ``scene.reference`` is not looked at. ``version`` is that of the score that chooses ("v2": NavSim 2.2, "v1": NavSim 1.1).
+    Deterministic. Raises ``SceneError`` naming the scene where the centre line has
     fewer than two points or no length, or where ego state or speed limit cannot be used.
     """
     if not np.isfinite(scene.ego).all():
@@ -67,34 +73,25 @@ def plan_pdm_closed(scene: Scene) -> FloatArray:
         )  # fmt: skip
 
     carry_on(1, STEPS - 1, -1)
-    best = int(np.argmax(_scores(scene, seen, poses[:, :STEPS])))
+    best = int(np.argmax(proposal_scores(scene, seen, poses[:, :STEPS], version)))
     carry_on(STEPS, TRACK_STEPS - 1, best)
     return poses[best].copy()
 
 
-def _scores(scene: Scene, seen: Forecast, poses: FloatArray) -> FloatArray:
+def proposal_scores(scene: Scene, seen: Forecast, poses: FloatArray, version: Version) -> FloatArray:
     """PDM scores [N] of proposals [N, 41, 3] over the forecast; progress is relative to the best proposal."""
-    believed = scene.with_(tracks=seen.tracks)
-    agents, areas, n = prepare_agents(believed), prepare_areas(believed), len(poses)
+    red_now = RedLights(seen.red_polygons, np.ones((len(seen.red_polygons), TRACK_STEPS), dtype=np.bool_))
+    believed = scene.with_(tracks=seen.tracks, red_lights=red_now)
+    number = VERSIONS.index(version) + 1
     states = track(poses, scene.ego)
-    cos, sin = np.cos(states[..., 2]), np.sin(states[..., 2])
-    x, y = states[..., 0] + REAR_AXLE_TO_CENTER * cos, states[..., 1] + REAR_AXLE_TO_CENTER * sin
-    boxes = np.ascontiguousarray(np.stack([x, y, cos, sin, np.hypot(states[..., 3], states[..., 4])], axis=-1))
-    flags = np.empty((n, STEPS), np.uint8)
-    collision, collision_step, ttc, ttc_step, drivable, direction, progress, comfort = np.empty((8, n))
-
-    area_kernel(states, boxes, areas, flags)
-    collision_kernel(states, boxes, flags, agents, _VERSION, collision, collision_step)
-    compliance_kernel(boxes, flags, _VERSION, drivable, direction)
-    progress_kernel(boxes, prepare_line(scene), progress)
-    time_to_collision_kernel(states, boxes, flags, agents, _VERSION, ttc, ttc_step)
-    comfort_kernel(states, NO_PAST, operators(_VERSION, STEPS), 0.0, comfort)
-
-    allowed = collision * drivable
-    progress = progress * allowed
-    furthest = progress.max()
-    relative = progress / furthest if furthest > PROGRESS_THRESHOLD else np.where(allowed > 0.0, 1.0, 0.0)
-    return allowed * (5.0 * relative + 5.0 * ttc + 2.0 * comfort) / 12.0
+    boxes, flags = np.empty((len(poses), STEPS, 5)), np.empty((len(poses), STEPS), np.uint8)
+    table = np.empty((TABLE_ROWS, len(poses)))
+    rate_kernel(
+        states, prepare_agents(believed), prepare_areas(believed), prepare_red_areas(believed), prepare_line(scene),
+        NO_PAST, number == 1, 0.0, operators(number, STEPS), number, boxes, flags, table,
+    )  # fmt: skip
+    total_kernel(table, number, float((table[PROGRESS_ROW] * table[MULT_ROW]).max()), 1.0)
+    return table[SCORE_ROW]
 
 
 def reference_plan(scene: Scene) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.scenes.scene import AGENT_KINDS, Scene
-from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH
+from vla_models.scoring.pdm.track import DT, LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,6 +43,8 @@ _AHEAD: Final = float(np.cos(np.deg2rad(30.0)))
 _BEHIND: Final = float(np.cos(np.deg2rad(150.0)))
 _AGENT_CODES: Final = len(("vehicle", "pedestrian", "bicycle"))  # the first kinds are agents, the others are objects
 assert AGENT_KINDS[:_AGENT_CODES] == ("vehicle", "pedestrian", "bicycle")
+
+_SLACK: Final = 1e-9  # metres added to quick rejections, so that rounding never makes them decide
 
 TTC_STRIDE: Final = 3
 TTC_OFFSETS: Final = 4
@@ -90,7 +92,7 @@ def _prepare(
                 moved = np.hypot(x - boxes[a, last, 0], y - boxes[a, last, 1]) / (t - last)
                 extents[a, 3] = max(extents[a, 3], moved)
             last = t
-        overlapping[a] = boxes_meet(ex, ey, c, s, HALF_LENGTH, HALF_WIDTH, boxes[a, 0], extents[a])
+        overlapping[a] = _meets(ex, ey, c, s, HALF_LENGTH, HALF_WIDTH, boxes, extents, a, 0)
 
 
 def prepare_agents(scene: Scene) -> Agents:
@@ -109,24 +111,23 @@ def prepare_agents(scene: Scene) -> Agents:
 
 
 @numba.njit(cache=True, error_model="numpy")
-def boxes_meet(
-    x: float, y: float, c: float, s: float, half_length: float, half_width: float, box: FloatArray, extent: FloatArray
-) -> bool:
-    """Whether the box at (x, y) with direction (c, s) and an agent's ``box`` [4] meet (touching counts); absent: False."""
-    dx, dy = box[0] - x, box[1] - y
-    a, b = extent[0], extent[1]
-    reach = np.hypot(half_length, half_width) + extent[2]
-    if not dx * dx + dy * dy <= reach * reach:  # also where the agent is absent (NaN)
+def _meets(
+    x: float, y: float, c: float, s: float, half_length: float, half_width: float,
+    boxes: FloatArray, extents: FloatArray, a: int, t: int,
+) -> bool:  # fmt: skip
+    """Whether the box at (x, y) with direction (c, s) meets agent ``a`` at step ``t`` (touching counts; absent: False)."""
+    dx, dy, bc, bs = boxes[a, t, 0] - x, boxes[a, t, 1] - y, boxes[a, t, 2], boxes[a, t, 3]
+    if np.isnan(dx):
         return False
-    cr = abs(box[2] * c + box[3] * s)
-    sr = abs(box[3] * c - box[2] * s)
-    if abs(dx * c + dy * s) > half_length + a * cr + b * sr:
+    length, width = extents[a, 0], extents[a, 1]
+    cr, sr = abs(bc * c + bs * s), abs(bs * c - bc * s)
+    if abs(dx * c + dy * s) > half_length + length * cr + width * sr:
         return False
-    if abs(dy * c - dx * s) > half_width + a * sr + b * cr:
+    if abs(dy * c - dx * s) > half_width + length * sr + width * cr:
         return False
-    if abs(dx * box[2] + dy * box[3]) > a + half_length * cr + half_width * sr:
+    if abs(dx * bc + dy * bs) > length + half_length * cr + half_width * sr:
         return False
-    return abs(dy * box[2] - dx * box[3]) <= b + half_length * sr + half_width * cr
+    return abs(dy * bc - dx * bs) <= width + half_length * sr + half_width * cr
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -134,27 +135,18 @@ def footprint_kernel(states: FloatArray, out: FloatArray) -> None:
     """Ego boxes ``out`` [N, 41, 5] of driven states [N, 41, 11]."""
     for n in range(states.shape[0]):
         for t in range(states.shape[1]):
-            state, box = states[n, t], out[n, t]
-            c, s = np.cos(state[2]), np.sin(state[2])
-            box[0], box[1] = state[0] + REAR_AXLE_TO_CENTER * c, state[1] + REAR_AXLE_TO_CENTER * s
-            box[2], box[3], box[4] = c, s, np.hypot(state[3], state[4])
+            c, s = np.cos(states[n, t, 2]), np.sin(states[n, t, 2])
+            out[n, t, BOX_X] = states[n, t, 0] + REAR_AXLE_TO_CENTER * c
+            out[n, t, BOX_Y] = states[n, t, 1] + REAR_AXLE_TO_CENTER * s
+            out[n, t, BOX_COS], out[n, t, BOX_SIN] = c, s
+            out[n, t, BOX_SPEED] = np.hypot(states[n, t, 3], states[n, t, 4])
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _front_meets(ego: FloatArray, box: FloatArray, extent: FloatArray) -> bool:
-    """Whether the ego's front edge meets an agent's box: a box of no length at the front bumper."""
-    c, s = ego[BOX_COS], ego[BOX_SIN]
-    return boxes_meet(
-        ego[BOX_X] + HALF_LENGTH * c, ego[BOX_Y] + HALF_LENGTH * s, c, s, 0.0, HALF_WIDTH, box, extent
-    )  # fmt: skip
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _direction_cosine(state: FloatArray, ego: FloatArray, box: FloatArray) -> float:
-    """Cosine of the angle between the ego's heading and the line from its rear axle to an agent's centre; may exceed 1."""
-    dx, dy = box[0] - state[0], box[1] - state[1]
+def _direction_cosine(dx: float, dy: float, c: float, s: float) -> float:
+    """Cosine of the angle between (c, s) and (dx, dy), computed as the official code does: it may exceed 1 by rounding."""
     norm = np.sqrt(dx * dx + dy * dy)
-    return ego[BOX_COS] * (dx / norm) + ego[BOX_SIN] * (dy / norm)
+    return c * (dx / norm) + s * (dy / norm)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -163,46 +155,46 @@ def collision_kernel(
     score: FloatArray, index: FloatArray,
 ) -> None:  # fmt: skip
     """NC of N driven plans: ``score`` [N] in {0, 1/2, 1} and ``index`` [N], the first at-fault step or inf."""
+    others, extents = agents.boxes, agents.extents
     for n in range(states.shape[0]):
         score[n] = 1.0
         index[n] = np.inf
-        stride = 0.0
+        longest = 0.0
         for t in range(1, STEPS):
-            stride = max(stride, np.hypot(boxes[n, t, 0] - boxes[n, t - 1, 0], boxes[n, t, 1] - boxes[n, t - 1, 1]))
-        for a in range(agents.boxes.shape[0]):
+            dx, dy = boxes[n, t, BOX_X] - boxes[n, t - 1, BOX_X], boxes[n, t, BOX_Y] - boxes[n, t - 1, BOX_Y]
+            longest = max(longest, dx * dx + dy * dy)
+        stride = np.sqrt(longest)
+        for a in range(others.shape[0]):
             if version == 2 and agents.overlapping[a]:
                 continue
-            reach = RADIUS + agents.extents[a, 2]
-            closing = stride + agents.extents[a, 3] + 1e-9
+            reach = RADIUS + extents[a, 2] + _SLACK
+            per_metre = 1.0 / (stride + extents[a, 3] + _SLACK)
             t = 0
             while t < STEPS:
-                dx, dy = agents.boxes[a, t, 0] - boxes[n, t, BOX_X], agents.boxes[a, t, 1] - boxes[n, t, BOX_Y]
-                far = dx * dx + dy * dy
-                if not far <= reach * reach:
-                    if far > reach * reach:
-                        t += max(1, int((np.sqrt(far) - reach) / closing))
-                    else:
-                        t += 1
+                x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
+                dx, dy = others[a, t, 0] - x, others[a, t, 1] - y
+                squared = dx * dx + dy * dy
+                if squared > reach * reach:
+                    t += max(1, int((np.sqrt(squared) - reach) * per_metre))
                     continue
-                ego, box = boxes[n, t], agents.boxes[a, t]
-                if boxes_meet(
-                    ego[BOX_X], ego[BOX_Y], ego[BOX_COS], ego[BOX_SIN], HALF_LENGTH, HALF_WIDTH, box, agents.extents[a]
-                ):
-                    if ego[BOX_SPEED] <= STOPPED_SPEED:
-                        fault = False
-                    elif agents.stopped[a]:
-                        fault = True
-                    elif -1.0 <= _direction_cosine(states[n, t], ego, box) < _BEHIND:
-                        fault = False
-                    elif _front_meets(ego, box, agents.extents[a]):
-                        fault = True
-                    else:
-                        fault = (areas[n, t] & (MULTIPLE_LANES | NON_DRIVABLE)) != 0
-                    if fault:
-                        score[n] = min(score[n], 0.5 if agents.object[a] else 0.0)
-                        index[n] = min(index[n], float(t))
-                    break
-                t += 1
+                c, s = boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
+                if not _meets(x, y, c, s, HALF_LENGTH, HALF_WIDTH, others, extents, a, t):  # absent agents end here too
+                    t += 1
+                    continue
+                if boxes[n, t, BOX_SPEED] <= STOPPED_SPEED:
+                    fault = False
+                elif agents.stopped[a]:
+                    fault = True
+                elif -1.0 <= _direction_cosine(others[a, t, 0] - states[n, t, 0], others[a, t, 1] - states[n, t, 1], c, s) < _BEHIND:
+                    fault = False
+                elif _meets(x + HALF_LENGTH * c, y + HALF_LENGTH * s, c, s, 0.0, HALF_WIDTH, others, extents, a, t):
+                    fault = True  # the front edge, a box without length
+                else:
+                    fault = (areas[n, t] & (MULTIPLE_LANES | NON_DRIVABLE)) != 0
+                if fault:
+                    score[n] = min(score[n], 0.5 if agents.object[a] else 0.0)
+                    index[n] = min(index[n], float(t))
+                break
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -214,48 +206,53 @@ def time_to_collision_kernel(
 
     Version 1 looks from each of the 41 steps (tracks go on to 4.9 s), version 2 from the 32 whose projection ends by 4 s.
     """
+    others, extents = agents.boxes, agents.extents
     steps = STEPS if version == 1 else STEPS - TTC_STRIDE * (TTC_OFFSETS - 1)
+    furthest = TTC_STRIDE * (TTC_OFFSETS - 1) * DT
     for n in range(states.shape[0]):
         score[n] = 1.0
         index[n] = np.inf
-        stride = 0.0
+        longest = 0.0
         for t in range(1, steps):
-            x, y = boxes[n, t, BOX_X] - boxes[n, t - 1, BOX_X], boxes[n, t, BOX_Y] - boxes[n, t - 1, BOX_Y]
-            vx = boxes[n, t, BOX_SPEED] * boxes[n, t, BOX_COS] - boxes[n, t - 1, BOX_SPEED] * boxes[n, t - 1, BOX_COS]
-            vy = boxes[n, t, BOX_SPEED] * boxes[n, t, BOX_SIN] - boxes[n, t - 1, BOX_SPEED] * boxes[n, t - 1, BOX_SIN]
-            # the projected centre moves by (x + vx d, y + vy d), convex in d: the ends of [0, 0.9] bound it
-            stride = max(stride, np.hypot(x, y), np.hypot(x + 0.9 * vx, y + 0.9 * vy))
-        for a in range(agents.boxes.shape[0]):
+            v, u = boxes[n, t, BOX_SPEED] * furthest, boxes[n, t - 1, BOX_SPEED] * furthest
+            dx, dy = boxes[n, t, BOX_X] - boxes[n, t - 1, BOX_X], boxes[n, t, BOX_Y] - boxes[n, t - 1, BOX_Y]
+            ex = dx + v * boxes[n, t, BOX_COS] - u * boxes[n, t - 1, BOX_COS]
+            ey = dy + v * boxes[n, t, BOX_SIN] - u * boxes[n, t - 1, BOX_SIN]
+            # how far the projected centre moves in a step is convex in the projection time: its ends bound it
+            longest = max(longest, dx * dx + dy * dy, ex * ex + ey * ey)
+        stride = np.sqrt(longest)
+        for a in range(others.shape[0]):
             if version == 2 and agents.overlapping[a]:
                 continue
-            reach = RADIUS + agents.extents[a, 2]
-            closing = stride + agents.extents[a, 3] + 1e-9
+            reach = RADIUS + extents[a, 2] + _SLACK
+            per_metre = 1.0 / (stride + extents[a, 3] + _SLACK)
             t = 0
             while t < steps and t < index[n]:
-                ego = boxes[n, t]
-                if ego[BOX_SPEED] < TTC_STOPPED_SPEED:
+                speed = boxes[n, t, BOX_SPEED]
+                if speed < TTC_STOPPED_SPEED:
                     t += 1
                     continue
+                c, s = boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
                 nearest = np.inf
                 met = False
                 for k in range(TTC_OFFSETS):
-                    ahead = k * TTC_STRIDE * 0.1 * ego[BOX_SPEED]
-                    x, y = ego[BOX_X] + ego[BOX_COS] * ahead, ego[BOX_Y] + ego[BOX_SIN] * ahead
-                    box = agents.boxes[a, t + k * TTC_STRIDE]
-                    dx, dy = box[0] - x, box[1] - y
-                    far = dx * dx + dy * dy
-                    if not far <= reach * reach:
-                        nearest = min(nearest, far if far > reach * reach else 0.0)
+                    ahead = k * TTC_STRIDE * DT * speed
+                    x, y = boxes[n, t, BOX_X] + c * ahead, boxes[n, t, BOX_Y] + s * ahead
+                    j = t + k * TTC_STRIDE
+                    dx, dy = others[a, j, 0] - x, others[a, j, 1] - y
+                    squared = dx * dx + dy * dy
+                    if squared > reach * reach:
+                        nearest = min(nearest, squared)
                         continue
                     nearest = 0.0
-                    if boxes_meet(x, y, ego[BOX_COS], ego[BOX_SIN], HALF_LENGTH, HALF_WIDTH, box, agents.extents[a]):
+                    if _meets(x, y, c, s, HALF_LENGTH, HALF_WIDTH, others, extents, a, j):
                         met = True
-                        cosine = _direction_cosine(states[n, t], ego, box)
+                        cosine = _direction_cosine(others[a, j, 0] - states[n, t, 0], others[a, j, 1] - states[n, t, 1], c, s)
                         inside = (areas[n, t] & (MULTIPLE_LANES | NON_DRIVABLE | REAR_AXLE_IN_INTERSECTION)) != 0
                         if _AHEAD < cosine <= 1.0 or (inside and not -1.0 <= cosine < _BEHIND):
                             score[n] = 0.0
-                            index[n] = min(index[n], float(t))
+                            index[n] = float(t)
                         break
                 if met:
                     break
-                t += max(1, int((np.sqrt(nearest) - reach) / closing)) if nearest > reach * reach else 1
+                t += max(1, int((np.sqrt(nearest) - reach) * per_metre)) if nearest > 0.0 else 1

@@ -37,8 +37,10 @@ class Forecast:
     """The agents in sight that the ego does not touch at t = 0; ``states`` [A, 51, 5] is the forecast."""
     dynamic: npt.NDArray[np.bool_]
     """[A] vehicles, pedestrians and bicycles, as opposed to static objects."""
+    red_polygons: npt.NDArray[np.int64]
+    """[Q] index into ``Scene.polygons`` of the on-route lane connectors that are red at t = 0."""
     red_rings: FloatArray
-    """[V, 2] vertices of the closed lane connectors, one polygon after the other."""
+    """[V, 2] vertices of those of them that stop the ego (it does not stand in them yet), one polygon after the other."""
     red_offsets: npt.NDArray[np.int64]
     """[R + 1] where each polygon of ``red_rings`` starts and the last one ends."""
     red_centroids: FloatArray
@@ -84,14 +86,14 @@ def _in_sight(scene: Scene, x: float, y: float) -> npt.NDArray[np.int64]:
     return np.concatenate(seen).astype(np.int64)
 
 
-def _red_polygons(scene: Scene, ego: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int64], FloatArray]:
-    """Rings, offsets and centroids of the on-route connectors that are red now and that the ego does not yet stand in."""
-    rings, centroids = [], []
-    for polygon, red in zip(scene.red_lights.polygon, scene.red_lights.red, strict=True):
-        ring = np.ascontiguousarray(scene.polygons.ring(int(polygon)))
-        if red[0] and scene.polygons.on_route[polygon] and not polygon_within(ego, ring):
-            rings.append(ring)
-            centroids.append(polygon_centroid(ring))
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rings])]).astype(np.int64)
-    flat = np.concatenate(rings) if rings else np.zeros((0, 2))
-    return np.ascontiguousarray(flat), offsets, np.array(centroids, dtype=np.float64).reshape(-1, 2)
+def _red_polygons(
+    scene: Scene, ego: FloatArray
+) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64], FloatArray]:
+    """The four ``red_`` fields of the forecast; ``ego`` [4, 2] are the corners of the ego at t = 0."""
+    lights = scene.red_lights
+    red = lights.polygon[lights.red[:, 0] & scene.polygons.on_route[lights.polygon]].astype(np.int64)
+    rings = [np.ascontiguousarray(scene.polygons.ring(int(p))) for p in red]
+    rings = [ring for ring in rings if not polygon_within(ego, ring)]
+    offsets = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
+    centroids = np.array([polygon_centroid(ring) for ring in rings]).reshape(-1, 2)
+    return red, np.concatenate([*rings, np.zeros((0, 2))]), offsets, centroids

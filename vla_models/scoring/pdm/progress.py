@@ -24,7 +24,7 @@ class Line(NamedTuple):
     """The centre line, prepared: K segments."""
 
     segments: FloatArray
-    """[K, 6] start x, start y, vector x, vector y, squared length, distance along the line at the start."""
+    """[K, 7] start x, start y, vector x, vector y, 1 / squared length, distance along the line at the start, length."""
 
 
 def prepare_line(scene: Scene) -> Line:
@@ -32,25 +32,34 @@ def prepare_line(scene: Scene) -> Line:
     start = scene.centerline[:-1, :2]
     vector = np.diff(scene.centerline[:, :2], axis=0)
     squared = vector[:, 0] ** 2 + vector[:, 1] ** 2
-    along = np.concatenate([np.zeros(1), np.cumsum(np.sqrt(squared))[:-1]])
-    return Line(np.ascontiguousarray(np.concatenate([start, vector, squared[:, None], along[:, None]], axis=1)))
+    length = np.sqrt(squared)
+    along = np.concatenate([np.zeros(1), np.cumsum(length)[:-1]])
+    inverse = np.divide(1.0, squared, out=np.zeros_like(squared), where=squared > 0.0)  # a repeated point: its own start
+    return Line(np.ascontiguousarray(np.column_stack([start, vector, inverse, along, length])))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _squared_distance(segments: FloatArray, k: int, x: float, y: float) -> tuple[float, float]:
+    """Squared distance of (x, y) to segment ``k``, and the fraction of the segment at which its nearest point lies."""
+    ux, uy = segments[k, 2], segments[k, 3]
+    wx, wy = x - segments[k, 0], y - segments[k, 1]
+    part = (wx * ux + wy * uy) * segments[k, 4]
+    fraction = min(1.0, max(0.0, part))
+    dx, dy = wx - fraction * ux, wy - fraction * uy
+    return dx * dx + dy * dy, fraction
 
 
 @numba.njit(cache=True, error_model="numpy")
 def locate(line: Line, x: float, y: float) -> float:
     """Distance along the line of its point nearest to (x, y): the first of equally near ones, as in GEOS."""
+    segments = line.segments
     best = np.inf
     at = 0.0
-    for k in range(line.segments.shape[0]):
-        segment = line.segments[k]
-        wx, wy = x - segment[0], y - segment[1]
-        part = wx * segment[2] + wy * segment[3]
-        fraction = 0.0 if part <= 0.0 else min(1.0, part / segment[4])
-        dx, dy = wx - fraction * segment[2], wy - fraction * segment[3]
-        squared = dx * dx + dy * dy
+    for k in range(segments.shape[0]):
+        squared, fraction = _squared_distance(segments, k, x, y)
         if squared < best:
             best = squared
-            at = segment[5] + fraction * np.sqrt(segment[4])
+            at = segments[k, 5] + fraction * segments[k, 6]
     return at
 
 
@@ -64,21 +73,12 @@ def progress_kernel(boxes: FloatArray, line: Line, out: FloatArray) -> None:
         out[n] = max(0.0, locate(line, boxes[n, STEPS - 1, BOX_X], boxes[n, STEPS - 1, BOX_Y]) - start)
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _within(line: Line, k: int, x: float, y: float) -> bool:
-    """Whether segment ``k`` passes within the lane-keeping limit of (x, y)."""
-    segment = line.segments[k]
-    wx, wy = x - segment[0], y - segment[1]
-    part = wx * segment[2] + wy * segment[3]
-    fraction = 0.0 if part <= 0.0 else min(1.0, part / segment[4])
-    dx, dy = wx - fraction * segment[2], wy - fraction * segment[3]
-    return np.sqrt(dx * dx + dy * dy) <= _LANE_DEVIATION
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def lane_keeping_kernel(boxes: FloatArray, flags: npt.NDArray[np.uint8], line: Line, score: FloatArray) -> None:
     """LK ``score`` [N] in {0, 1}: 0 after 20 steps in a row beyond 0.5 m; steps in intersections neither count nor reset."""
-    count = line.segments.shape[0]
+    segments = line.segments
+    count = segments.shape[0]
+    limit = _LANE_DEVIATION * _LANE_DEVIATION
     for n in range(boxes.shape[0]):
         score[n] = 1.0
         beyond = 0
@@ -91,7 +91,7 @@ def lane_keeping_kernel(boxes: FloatArray, flags: npt.NDArray[np.uint8], line: L
             for i in range(count):
                 k = recent + i
                 k = k - count if k >= count else k
-                if _within(line, k, x, y):
+                if _squared_distance(segments, k, x, y)[0] <= limit:
                     recent = k
                     found = True
                     break

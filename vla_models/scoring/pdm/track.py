@@ -50,7 +50,7 @@ _STEERING_DELAY: Final = 0.05
 
 
 def _velocity_operator() -> FloatArray:
-    """[40, 40] matrix from displacements along the heading to the fitted velocity profile.
+    """[40, 40] transposed matrix from displacements along the heading to the fitted velocity profile.
 
     Unknowns are the first velocity and 39 accelerations. The official "jerk" matrix is built by two overlapping slice
     assignments, the second of which overwrites the first below the diagonal: what remains mostly penalises acceleration.
@@ -66,7 +66,7 @@ def _velocity_operator() -> FloatArray:
     penalty = np.block([np.zeros((m - 2, 1)), band])
     solve = np.linalg.solve(design.T @ design + _JERK_PENALTY * penalty.T @ penalty, design.T)
     integrate = np.concatenate([np.ones((m, 1)), np.tril(np.ones((m, m - 1)), -1) * DT], axis=1)
-    return np.ascontiguousarray(integrate @ solve)
+    return np.ascontiguousarray((integrate @ solve).T)
 
 
 VELOCITY_OPERATOR: Final = _velocity_operator()
@@ -164,11 +164,11 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             dx, dy = poses[n, k + 1, 0] - poses[n, k, 0], poses[n, k + 1, 1] - poses[n, k, 1]
             along[k] = np.cos(h) * dx + np.sin(h) * dy
             turn[k] = wrap(poses[n, k + 1, 2] - h)
-        for i in range(m):
-            total = 0.0
-            for j in range(m):
-                total += operator[i, j] * along[j]
-            velocity[i] = total
+        velocity[:] = 0.0
+        for j in range(m):
+            d = along[j]
+            for i in range(m):
+                velocity[i] += operator[j, i] * d
 
         # minimise sum (v dt kappa - turn)^2 + smooth sum (diff kappa)^2 + tiny kappa_0^2: forward sweep, then backward
         for k in range(m):
@@ -231,10 +231,11 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             steering = min(max(steering + rate * DT, -_MAX_STEERING), _MAX_STEERING)
             acceleration = next_acceleration
             next_yaw_rate = speed * np.tan(steering) / WHEELBASE
-            state = out[n, t + 1]
-            state[0], state[1], state[2], state[3], state[4] = x, y, heading, speed, 0.0
-            state[5], state[6], state[7], state[8] = acceleration, 0.0, steering, rate
-            state[9], state[10] = next_yaw_rate, (next_yaw_rate - yaw_rate) / DT
+            out[n, t + 1, 0], out[n, t + 1, 1], out[n, t + 1, 2] = x, y, heading
+            out[n, t + 1, 3], out[n, t + 1, 4] = speed, 0.0
+            out[n, t + 1, 5], out[n, t + 1, 6] = acceleration, 0.0
+            out[n, t + 1, 7], out[n, t + 1, 8] = steering, rate
+            out[n, t + 1, 9], out[n, t + 1, 10] = next_yaw_rate, (next_yaw_rate - yaw_rate) / DT
             yaw_rate = next_yaw_rate
 
 

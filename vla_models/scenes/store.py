@@ -1,0 +1,361 @@
+"""Scenes on disk: one Arrow IPC file, memory-mapped, one row per scene.
+
+Opening reads the footer only; a row's arrays are views into the file's pages, nothing is copied (the pages are mapped
+copy-on-write, so that a view counts as writable for compiled kernels although nobody writes). Each row carries a checksum,
+compared when the row is first read: a damaged file is an error that names it, never a wrong scene.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vla_models.errors import SceneError
+from vla_models.files import atomic_path
+from vla_models.scenes.scene import TRACK_STEPS, Polygons, RedLights, Scene, Tracks
+
+SCHEMA_VERSION: Final = "vla_models.scenes/1"
+"""Changes whenever the columns do."""
+BATCH_ROWS: Final = 256
+BATCH_BYTES: Final = 64 << 20
+"""A record batch ends after so many scenes or bytes, whichever comes first."""
+FILE_NAME: Final = "scenes.arrow"
+
+_STRINGS: Final = ("token", "town", "kind")
+_LISTS: Final = ("polygon_ids", "track_ids", "image_names")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """An array of a scene as a column: element type, and shape without its leading, free dimension."""
+
+    dtype: str
+    tail: tuple[int, ...] = ()
+    optional: bool = False
+
+
+_ARRAYS: Final[dict[str, _Column]] = {
+    "scalars": _Column("f8"),  # origin x, y, speed limit, command
+    "ego": _Column("f8"),
+    "ego_history": _Column("f8", (11,), optional=True),
+    "centerline": _Column("f8", (3,)),
+    "polygon_vertices": _Column("f8", (2,)),
+    "polygon_offsets": _Column("i8"),
+    "polygon_layer": _Column("i1"),
+    "polygon_on_route": _Column("u1"),
+    "track_kind": _Column("i1"),
+    "track_size": _Column("f8", (3,)),
+    "track_states": _Column("f8", (TRACK_STEPS, 5)),
+    "red_polygon": _Column("i8"),
+    "red_steps": _Column("u1", (TRACK_STEPS,)),
+    "reference": _Column("f8", (3,), optional=True),
+    "human": _Column("f8", (3,), optional=True),
+    "light_heads": _Column("f8", (4,)),
+    "route": _Column("f8", (2,)),
+    "image_shapes": _Column("i8", (3,)),
+    "image_data": _Column("u1"),
+}
+_ARROW: Final = {"f8": pa.float64(), "i8": pa.int64(), "i1": pa.int8(), "u1": pa.uint8(), "u4": pa.uint32()}
+
+
+def _schema(provenance: Mapping[str, str]) -> pa.Schema:
+    fields = [pa.field(name, pa.string()) for name in _STRINGS]
+    fields += [pa.field(name, pa.list_(pa.string())) for name in _LISTS]
+    fields += [pa.field(name, pa.large_list(_ARROW[column.dtype])) for name, column in _ARRAYS.items()]
+    fields.append(pa.field("checksum", pa.uint32()))
+    return pa.schema(fields, metadata={"schema": SCHEMA_VERSION, "provenance": json.dumps(dict(provenance), sort_keys=True)})
+
+
+def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
+    """A scene's arrays by column, in their columns' types."""
+    images = list(scene.images.values())
+    for name, image in scene.images.items():
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise SceneError(f"scene {scene.token!r}: image {name!r} must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
+    found: dict[str, npt.NDArray[Any] | None] = {
+        "scalars": np.array([*scene.origin, scene.speed_limit, scene.command]),
+        "ego": scene.ego,
+        "ego_history": scene.ego_history,
+        "centerline": scene.centerline,
+        "polygon_vertices": scene.polygons.vertices,
+        "polygon_offsets": scene.polygons.offsets,
+        "polygon_layer": scene.polygons.layer,
+        "polygon_on_route": scene.polygons.on_route,
+        "track_kind": scene.tracks.kind,
+        "track_size": scene.tracks.size,
+        "track_states": scene.tracks.states,
+        "red_polygon": scene.red_lights.polygon,
+        "red_steps": scene.red_lights.red,
+        "reference": scene.reference,
+        "human": scene.human,
+        "light_heads": scene.light_heads,
+        "route": scene.route,
+        "image_shapes": np.array([image.shape for image in images], dtype=np.int64).reshape(-1, 3),
+        "image_data": np.concatenate([image.ravel() for image in images]) if images else np.zeros(0, dtype=np.uint8),
+    }
+    out: dict[str, npt.NDArray[Any] | None] = {}
+    for name, column in _ARRAYS.items():
+        array = found[name]
+        if array is None:
+            out[name] = None
+            continue
+        if array.shape[1:] != column.tail:
+            raise SceneError(f"scene {scene.token!r}: {name} must have shape [n{''.join(f', {n}' for n in column.tail)}], got {array.shape}")
+        out[name] = np.ascontiguousarray(array, dtype=column.dtype).reshape(-1)
+    return out
+
+
+def _checksum(arrays: Iterable[npt.NDArray[Any] | None]) -> int:
+    """CRC-32 of all arrays of a row."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(b"" if array is None else memoryview(array).cast("B") if array.size else b"", value)
+    return value
+
+
+def _batch(rows: list[tuple[Scene, dict[str, npt.NDArray[Any] | None]]], schema: pa.Schema) -> pa.RecordBatch:
+    columns: list[pa.Array] = [pa.array([getattr(scene, name) for scene, _ in rows], pa.string()) for name in _STRINGS]
+    columns.append(pa.array([list(scene.polygons.ids) for scene, _ in rows], pa.list_(pa.string())))
+    columns.append(pa.array([list(scene.tracks.ids) for scene, _ in rows], pa.list_(pa.string())))
+    columns.append(pa.array([list(scene.images) for scene, _ in rows], pa.list_(pa.string())))
+    for name, column in _ARRAYS.items():
+        parts = [arrays[name] for _, arrays in rows]
+        sizes = [0 if part is None else part.size for part in parts]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        values = np.concatenate([p for p in parts if p is not None] or [np.zeros(0, dtype=column.dtype)])
+        mask = pa.array([part is None for part in parts]) if column.optional else None
+        columns.append(
+            pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, _ARROW[column.dtype], from_pandas=False), mask=mask)
+        )
+    columns.append(pa.array([_checksum(arrays.values()) for _, arrays in rows], pa.uint32()))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def write_scenes(path: Path, scenes: Iterable[Scene], provenance: Mapping[str, str] | None = None) -> SceneStore:
+    """Write ``scenes`` to the file ``path`` as they come (a batch of them is in memory at a time) and open it.
+
+    ``provenance`` (where the scenes come from) is kept in the file. Nothing is left at ``path`` unless all went well; an
+    existing file is replaced. Raises ``SceneError`` for a scene whose arrays have wrong shapes, or a token that comes twice.
+    """
+    path = Path(path)
+    schema = _schema(provenance or {})
+    tokens: set[str] = set()
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        rows: list[tuple[Scene, dict[str, npt.NDArray[Any] | None]]] = []
+        size = 0
+        for scene in scenes:
+            if scene.token in tokens:
+                raise SceneError(f"{path}: two scenes have the token {scene.token!r}; tokens must be unique")
+            tokens.add(scene.token)
+            arrays = _arrays(scene)
+            rows.append((scene, arrays))
+            size += sum(array.nbytes for array in arrays.values() if array is not None)
+            if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
+                writer.write_batch(_batch(rows, schema))
+                rows, size = [], 0
+        if rows:
+            writer.write_batch(_batch(rows, schema))
+    return SceneStore.open(path)
+
+
+class _File:
+    """An open scene file: its batches, as NumPy views made on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise SceneError(f"there is no scene file {path}")
+        try:
+            with path.open("rb") as file:
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self.map)))
+            metadata = self.reader.schema.metadata or {}
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise SceneError(f"{path} is not a scene file, or is cut short ({error}); delete it and make it again") from error
+        found = metadata.get(b"schema", b"unknown").decode(errors="replace")
+        if found != SCHEMA_VERSION:
+            raise SceneError(f"{path} has schema {found!r}, this version reads {SCHEMA_VERSION!r}; delete it and make it again")
+        self.provenance: dict[str, str] = json.loads(metadata.get(b"provenance", b"{}"))
+        self.base = pa.py_buffer(self.map).address
+        self.batches: list[dict[str, Any] | None] = [None] * self.reader.num_record_batches
+        self.checked: set[int] = set()
+        try:
+            counts = [self.reader.get_batch(k).num_rows for k in range(self.reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise self.damaged(str(error)) from error
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def damaged(self, what: str) -> SceneError:
+        return SceneError(f"{self.path} is damaged ({what}); delete it and make it again")
+
+    def _view(self, buffer: pa.Buffer | None, dtype: str) -> npt.NDArray[Any]:
+        if buffer is None or buffer.size == 0:
+            return np.zeros(0, dtype=dtype)
+        count = buffer.size // np.dtype(dtype).itemsize
+        return np.ndarray((count,), dtype=dtype, buffer=self.map, offset=buffer.address - self.base)
+
+    def batch(self, k: int) -> dict[str, Any]:
+        """Record batch ``k``: name -> (offsets, values, valid or None), plus the Arrow string columns."""
+        known = self.batches[k]
+        if known is not None:
+            return known
+        try:
+            batch = self.reader.get_batch(k)
+            batch.validate()
+        except (pa.ArrowException, OSError) as error:
+            raise self.damaged(str(error)) from error
+        columns: dict[str, Any] = {name: batch.column(name) for name in (*_STRINGS, *_LISTS)}
+        for name, column in _ARRAYS.items():
+            array = batch.column(name)
+            _, offsets, _, values = array.buffers()
+            valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+            columns[name] = (self._view(offsets, "i8"), self._view(values, column.dtype), valid)
+        columns["checksum"] = batch.column("checksum").to_numpy()
+        self.batches[k] = columns
+        return columns
+
+    def scene(self, row: int) -> Scene:
+        k = int(np.searchsorted(self.starts, row, side="right")) - 1
+        columns, i = self.batch(k), row - int(self.starts[k])
+        flat: dict[str, npt.NDArray[Any] | None] = {}
+        for name in _ARRAYS:
+            offsets, values, valid = columns[name]
+            flat[name] = values[offsets[i] : offsets[i + 1]] if valid is None or valid[i] else None
+        if row not in self.checked:
+            if _checksum(flat.values()) != int(columns["checksum"][i]):
+                raise self.damaged(f"scene {row} does not match its checksum")
+            self.checked.add(row)
+        try:
+            a = {n: None if v is None else v.reshape(-1, *_ARRAYS[n].tail) for n, v in flat.items()}
+            text = {name: columns[name][i].as_py() for name in (*_STRINGS, *_LISTS)}
+        except ValueError as error:
+            raise self.damaged(f"scene {row}: {error}") from error
+        return _scene(a, text)
+
+
+def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
+    images, begin = {}, 0
+    for name, shape in zip(text["image_names"], a["image_shapes"], strict=True):
+        end = begin + int(np.prod(shape))
+        images[name] = a["image_data"][begin:end].reshape(shape)
+        begin = end
+    return Scene(
+        token=text["token"],
+        origin=a["scalars"][:2],
+        ego=a["ego"],
+        ego_history=a["ego_history"],
+        centerline=a["centerline"],
+        speed_limit=float(a["scalars"][2]),
+        polygons=Polygons(
+            vertices=a["polygon_vertices"],
+            offsets=a["polygon_offsets"],
+            layer=a["polygon_layer"],
+            on_route=a["polygon_on_route"].view(np.bool_),
+            ids=tuple(text["polygon_ids"]),
+        ),
+        tracks=Tracks(kind=a["track_kind"], size=a["track_size"], states=a["track_states"], ids=tuple(text["track_ids"])),
+        red_lights=RedLights(polygon=a["red_polygon"], red=a["red_steps"].view(np.bool_)),
+        reference=a["reference"],
+        human=a["human"],
+        command=int(a["scalars"][3]),
+        images=images,
+        light_heads=a["light_heads"],
+        route=a["route"],
+        town=text["town"],
+        kind=text["kind"],
+    )
+
+
+class SceneStore(Sequence[Scene]):
+    """A sequence of scenes in a file. A slice, or ``select``, is a store over the same file.
+
+    ``store[i]`` builds the scene anew each time, in well under a millisecond, from views into the file. It can be pickled
+    (the path travels, not the scenes) and read from many processes at once.
+    """
+
+    def __init__(self, file: _File, rows: npt.NDArray[np.int64]) -> None:
+        self._file = file
+        self._rows = rows
+        self._tokens: tuple[str, ...] | None = None
+        self._by_token: dict[str, int] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> SceneStore:
+        """Open a file that ``write_scenes`` made. Raises ``SceneError`` if it is missing, damaged or of another version."""
+        file = _File(Path(path))
+        return cls(file, np.arange(int(file.starts[-1])))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the scenes come from, as given when they were written."""
+        return self._file.provenance
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens of all scenes, in order."""
+        if self._tokens is None:
+            self._tokens = tuple(self._text("token"))
+        return self._tokens
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of all scenes, in order."""
+        return tuple(self._text("kind"))
+
+    def _text(self, name: str) -> list[str]:
+        every = [value for k in range(len(self._file.batches)) for value in self._file.batch(k)[name].to_pylist()]
+        return [every[row] for row in self._rows]
+
+    def by_token(self, token: str) -> Scene:
+        """The scene with this token; ``SceneError`` if there is none."""
+        if not self._by_token:
+            self._by_token = {name: k for k, name in enumerate(self.tokens)}
+        if token not in self._by_token:
+            raise SceneError(f"{self.path} has no scene {token!r} among its {len(self)}")
+        return self[self._by_token[token]]
+
+    def select(self, rows: npt.ArrayLike) -> SceneStore:
+        """The scenes at the given positions, as a store."""
+        return SceneStore(self._file, self._rows[np.asarray(rows, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> SceneStore: ...
+    def __getitem__(self, index: int | slice) -> Scene | SceneStore:
+        if isinstance(index, slice):
+            return SceneStore(self._file, self._rows[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return self._file.scene(int(self._rows[index]))
+
+    def __iter__(self) -> Iterator[Scene]:
+        return (self._file.scene(int(row)) for row in self._rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._rows)
+
+    def __repr__(self) -> str:
+        return f"SceneStore({len(self)} scenes in {self.path})"
+
+
+def _reopen(path: Path, rows: npt.NDArray[np.int64]) -> SceneStore:
+    """Unpickle: open the file again."""
+    return SceneStore(_File(path), rows)
