@@ -33,7 +33,9 @@ def test_unknown_environments_and_frameworks_are_named(registry: Any) -> None:
 
     with pytest.raises(RegistryError, match=r"no environment 'my_cty' has an adapter; .*Did you mean 'my_city'\?"):
         registry.get_env_adapter("my_cty", "areal")
-    with pytest.raises(RegistryError, match=r"'my_city' has no adapter for framework 'arael'.*Did you mean 'areal'\?.*@register_env_adapter"):
+    with pytest.raises(
+        RegistryError, match=r"'my_city' has no adapter for framework 'arael'.*Did you mean 'areal'\?.*@register_env_adapter"
+    ):
         registry.get_env_adapter("my_city", "arael")
 
 

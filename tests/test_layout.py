@@ -19,9 +19,12 @@ LEVELS: list[set[str]] = [
     {"scoring", "simulation", "render", "control"},
     {"envs", "interface"},
     {"heads", "model_registry"},
-    {"models", "config"},
+    {"models", "config_sections"},
+    {"config"},
     {"training", "frameworks"},
-    {"report", "doctor", "cli", "__main__", "__init__"},
+    {"report", "doctor", "__init__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +108,21 @@ def test_model_path_is_passed_on_or_loaded(registry: Any, tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def plugins(registry: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def plugins(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Two installed packages: one that registers a model when it is imported, one that is broken."""
-    good = types.ModuleType("good_plugin")
-    exec(
+    (tmp_path / "good_plugin.py").write_text(
         "from vla_models import VLAForDriving, VLAModelRegistry, register_vla_model\n"
-        "VLAModelRegistry.list_models()\n"  # a plugin may look things up
+        "VLAModelRegistry.list_models()  # a plugin may look something up\n"
         "@register_vla_model('from_plugin')\n"
-        "class FromPlugin(VLAForDriving):\n    pass\n",
-        good.__dict__ if False else (code := {"__name__": "good_plugin"}),
+        "class FromPlugin(VLAForDriving):\n    pass\n"
     )
-    registry._models.pop("from_plugin")
-    entries = [
-        types.SimpleNamespace(name="good", value="good_plugin", load=lambda: registry.register_model("from_plugin", code["FromPlugin"])),
-        types.SimpleNamespace(name="bad", value="bad_plugin", load=lambda: importlib.import_module("bad_plugin")),
-    ]
+    (tmp_path / "bad_plugin.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = [importlib.metadata.EntryPoint(name, f"{name}_plugin", "vla_models.plugins") for name in ("good", "bad")]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries if group == "vla_models.plugins" else [])
     monkeypatch.setattr(registry, "_plugin_errors", None)
-    return registry
+    yield registry
+    sys.modules.pop("good_plugin", None)
 
 
 def test_plugins_are_loaded_once_and_failures_are_named(plugins: Any) -> None:
@@ -136,4 +132,3 @@ def test_plugins_are_loaded_once_and_failures_are_named(plugins: Any) -> None:
     assert create_model("from_plugin") is not None
     with pytest.raises(RegistryError, match=r"Plugins that failed to load: bad \(ModuleNotFoundError"):
         plugins.get_model("nothing")
-    assert "bad_plugin" not in sys.modules

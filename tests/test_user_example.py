@@ -106,7 +106,9 @@ def test_its_configuration_loads_unchanged() -> None:
 
 def test_what_it_lacks_is_named(example: Any) -> None:
     model = create_model("my_driving_vla", model_path=None)
-    with pytest.raises(NotImplementedByModel, match=r"^MyDrivingVLA cannot be trained: it does not implement evaluate_actions$"):
+    with pytest.raises(
+        NotImplementedByModel, match=r"^MyDrivingVLA cannot be trained: it does not implement evaluate_actions$"
+    ):
         model.evaluate_actions({})
     assert model.missing("evaluated") == ()
     assert "evaluate_actions" in model.missing("trained")

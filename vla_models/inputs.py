@@ -63,7 +63,7 @@ class VLAInput:
     route: npt.NDArray[np.float32] | None = None
     """[R, 2] points of the route ahead, metres, ego frame (x forward, y left)."""
     command: str | None = None
-    """"left", "straight", "right" or "unknown"."""
+    """One of "left", "straight", "right", "unknown"."""
     history: npt.NDArray[np.float32] | None = None
     """[H, 3] past ego poses (x, y, heading) in the ego frame, oldest first."""
 

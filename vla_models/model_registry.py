@@ -83,8 +83,8 @@ class VLAModelRegistry:
             importlib.import_module(BUILTIN_MODELS[name])
         if name not in cls._models:
             raise RegistryError(
-                f"there is no model {name!r}; {did_you_mean(name, cls.list_models())} A model of your own must be imported first, or "
-                f"its package name the module under the entry-point group {PLUGIN_GROUP!r}.{cls._failed_plugins()}"
+                f"there is no model {name!r}; {did_you_mean(name, cls.list_models())} Import your own model first, "
+                f"or let its package name the module under the entry-point group {PLUGIN_GROUP!r}.{cls._failed_plugins()}"
             )
         return cls._models[name]
 

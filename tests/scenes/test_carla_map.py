@@ -10,7 +10,7 @@ import pytest
 
 from vla_models.errors import SceneError
 from vla_models.geometry import wrap_angle
-from vla_models.scenes.carla_map import crosswalks, convert
+from vla_models.scenes.carla_map import convert, crosswalks
 from vla_models.scenes.lanes import LaneGraph
 from vla_models.scenes.towns import town_file
 
@@ -111,10 +111,12 @@ def test_what_the_towns_hold(graph: LaneGraph) -> None:
         np.testing.assert_allclose(graph.speed_limit, 25 * 0.44704)
 
 
-NO_LANES = """<?xml version="1.0"?><OpenDRIVE><header revMajor="1" revMinor="4"/>
+NO_LANES = """<?xml version="1.0"?>
+<OpenDRIVE><header revMajor="1" revMinor="4"/>
 <road name="" length="10" id="0" junction="-1"><link/>
-<planView><geometry s="0" x="0" y="0" hdg="0" length="10"><line/></geometry></planView><lanes><laneSection s="0"><center><lane id="0" type="none" level="false"/></center></laneSection></lanes></road>
-</OpenDRIVE>"""
+<planView><geometry s="0" x="0" y="0" hdg="0" length="10"><line/></geometry></planView>
+<lanes><laneSection s="0"><center><lane id="0" type="none" level="false"/></center></laneSection></lanes>
+</road></OpenDRIVE>"""
 
 
 def test_a_file_without_driving_lanes_is_refused() -> None:
@@ -128,5 +130,5 @@ def testcrosswalks_are_quadrilaterals() -> None:
     square = [(0, 0), (2, 0), (2, 8), (0, 8), (0, 0)]
     long = [(10, 0), (12, 0), (12, 4.1), (12, 8), (10, 8), (10, 3.9), (10, 0)]
     corners = [SimpleNamespace(x=float(x), y=float(y)) for x, y in line + square + long]
-    found = crosswalks(SimpleNamespace(getcrosswalks=lambda: corners))
+    found = crosswalks(SimpleNamespace(get_crosswalks=lambda: corners))
     assert found.tolist() == [[[0, 0], [2, 0], [2, -8], [0, -8]], [[10, 0], [12, 0], [12, -8], [10, -8]]]

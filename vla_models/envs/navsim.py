@@ -23,6 +23,7 @@ from vla_models.errors import ConfigError, PlanError, SceneError, did_you_mean
 from vla_models.inputs import EGO_FEATURES
 from vla_models.scenes.scene import COMMANDS, EGO_COLUMNS, PLAN_STEPS, Scene
 from vla_models.scoring.pdm import score
+from vla_models.scoring.pdm.score import Version
 from vla_models.scoring.rewards import METRICS, Reward
 
 INSTRUCTION: Final = "Drive safely to the destination"
@@ -94,7 +95,7 @@ class NavSimEnv(VectorEnv):
         *,
         scenes: Sequence[Scene] | str | Path | None = None,
         reward: Reward | Mapping[str, Any] | None = None,
-        score_version: str = "v1",
+        score_version: Version = "v1",
         threads: int = 1,
     ) -> None:
         self.num_envs = num_envs

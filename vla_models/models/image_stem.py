@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MAX_TOKENS = 60
+MAX_TOKENS = 15
 """Most tokens per camera: halvings are added until the grid is this small."""
 
 
@@ -14,7 +14,7 @@ class ImageStem(nn.Module):
 
     def __init__(self, dim: int, cameras: int, image_size: tuple[int, int], width: int = 32) -> None:
         super().__init__()
-        height, across = (-(-side // 4) for side in image_size)
+        height, across = (side // 4 for side in image_size)
         layers: list[nn.Module] = [nn.Conv2d(3, width, kernel_size=6, stride=4, padding=(1, 1)), nn.ReLU()]
         channels = width
         while True:

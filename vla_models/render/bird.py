@@ -157,7 +157,9 @@ def draw_scene(
         xy = _page(np.concatenate([np.zeros((1, 2)), plan[:, :2]]))
         style: dict[str, Any] = {"zorder": 10, "solid_capstyle": "round", "solid_joinstyle": "round"}
         ax.plot(*xy.T, color="white", lw=4.2, alpha=0.8, **style)
-        ax.plot(*xy.T, color=colour, lw=2.0, marker="o", ms=3.4, markevery=slice(1, None), label=label.replace("_", " "), **style)
+        ax.plot(
+            *xy.T, color=colour, lw=2.0, marker="o", ms=3.4, markevery=slice(1, None), label=label.replace("_", " "), **style
+        )
         if plan.shape[1] == 3:  # where the car would end
             end = from_frame(box_corners(EGO_CENTRE, 0.0, 0.0, EGO_LENGTH, EGO_WIDTH), plan[-1])
             ax.add_collection(PolyCollection([_page(end)], facecolors="none", edgecolors=colour, linewidths=1.0, zorder=9))

@@ -42,25 +42,10 @@ def convert(town: str, xodr: bytes) -> LaneGraph:
     return LaneGraph(town=town, **columns)
 
 
-def _surfaces(carla_map: Any, network: Network, kinds: set[str]) -> tuple[IntArray, FloatArray]:
-    """Outlines of all lanes of the given types, as ragged rings."""
-    rings = []
-    for road in network.roads.values():
-        for section in road.sections:
-            length = section.end - section.start
-            ids = [i for i, lane in section.lanes.items() if lane.kind in kinds]
-            if not ids or length < SHORTEST:
-                continue
-            for _, left, right, _ in lane_strips(carla_map, road, section, ids, max(1, math.ceil(length / SURFACE_STEP))):
-                if np.hypot(*(left - right).T).max() > NARROWEST:
-                    rings.append(np.concatenate([left, right[::-1]]))
-    return offsets_of([len(ring) for ring in rings]), np.concatenate([np.zeros((0, 2)), *rings])
-
-
 def crosswalks(carla_map: Any) -> FloatArray:
     """[Z, 4, 2] quadrilaterals. CARLA lists the corners of all of them in one row, each closed by its first corner; a longer
     outline loses the corners that matter least, lines that are never closed are not crosswalks."""
-    row = [(place.x, -place.y) for place in carla_map.getcrosswalks()]
+    row = [(place.x, -place.y) for place in carla_map.get_crosswalks()]
     found = []
     i = 0
     while i < len(row):
@@ -75,6 +60,21 @@ def crosswalks(carla_map: Any) -> FloatArray:
         found.append(ring)
         i = closing + 1
     return np.array(found).reshape(-1, 4, 2)
+
+
+def _surfaces(carla_map: Any, network: Network, kinds: set[str]) -> tuple[IntArray, FloatArray]:
+    """Outlines of all lanes of the given types, as ragged rings."""
+    rings = []
+    for road in network.roads.values():
+        for section in road.sections:
+            length = section.end - section.start
+            ids = [i for i, lane in section.lanes.items() if lane.kind in kinds]
+            if not ids or length < SHORTEST:
+                continue
+            for _, left, right, _ in lane_strips(carla_map, road, section, ids, max(1, math.ceil(length / SURFACE_STEP))):
+                if np.hypot(*(left - right).T).max() > NARROWEST:
+                    rings.append(np.concatenate([left, right[::-1]]))
+    return offsets_of([len(ring) for ring in rings]), np.concatenate([np.zeros((0, 2)), *rings])
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ def cut_scene(
     light_heads = np.concatenate([heads[lit] - np.array([*origin, 0.0]), light_state[t, lit, None].astype(np.float64)], axis=1)
 
     at = np.arange(-min(LINE_BEHIND, s), min(LINE_AHEAD, float(paths.length[0]) - s))
-    whole = paths.pose[0, : int(paths.length[0]) + 1]
+    whole = stage.path.pose[0, : int(paths.length[0]) + 1]
     line = resample(whole, at + s) - np.array([*origin, 0.0])
     here = ego[t].copy()
     here[:2] = 0.0

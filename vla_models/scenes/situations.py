@@ -185,7 +185,7 @@ def _lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: floa
     """A stage whose ego is expected at ``arc`` metres into ``lanes[0]`` at ``MEETING``, at ``calm`` times its free speed."""
     graph = net.graph
     limit = min(float(graph.speed_limit[lanes[0]]), TOP_SPEED)
-    habits = driver(rng)
+    habits = {**driver(rng), "lateral_accel": float(rng.uniform(1.2, 2.4))}
     still = rng.random() < 0.08
     speed = float(rng.uniform(0.0, 1.0)) if still else float(limit * min(1.0, rng.uniform(0.3, 1.1)) * habits["speed_factor"])
     travel = float(MEETING * (speed + 2.0 if still else calm * (0.6 * speed + 0.4 * limit * habits["speed_factor"])))

@@ -98,8 +98,7 @@ def _convert(name: str, source: Path, target: Path) -> None:
             raise SceneError(f"converting {name} ({source}) did not end within {TIME_LIMIT:.0f} s") from None
         if done.returncode != 0:
             tail = "\n".join(done.stderr.strip().splitlines()[-8:])
-            how = (
-                f"failed with exit code {done.returncode}" if done.returncode > 0 else f"was ended by signal {-done.returncode}"
-            )
+            code = done.returncode
+            how = f"failed with exit code {code}" if code > 0 else f"was ended by signal {-code}"
             raise SceneError(f"converting {name} ({source}) {how}; {REINSTALL}\n{tail}")
         os.replace(made, target)

@@ -16,6 +16,7 @@ from vla_models.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from vla_models.scoring.pdm import PDMScores
+    from vla_models.scoring.pdm.score import Version
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -66,7 +67,7 @@ class Reward:
 
     type: str = "pdms"
     weights: Mapping[str, float] = field(default_factory=dict)
-    version: str = "v1"
+    version: Version = "v1"
 
     def __post_init__(self) -> None:
         if self.version not in METRICS:

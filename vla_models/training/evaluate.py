@@ -16,6 +16,7 @@ from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm import score
 from vla_models.scoring.pdm.baselines import constant_velocity_plan
 from vla_models.scoring.pdm.closed import reference_plan
+from vla_models.scoring.pdm.score import Version
 from vla_models.scoring.rewards import METRICS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: VLAInterface, scenes: Sequence[Scene], *, version: str = "v1", threads: int = 1, batch_size: int = 64
+    model: VLAInterface, scenes: Sequence[Scene], *, version: Version = "v1", threads: int = 1, batch_size: int = 64
 ) -> Evaluation:
     """The model's most likely plan for each scene, scored. Raises PlanError if the model's plan is not 8 poses, 0.5 s apart."""
     plans = []
@@ -54,14 +55,14 @@ def evaluate_model(
     return score_plans(scenes, np.concatenate(plans) if plans else np.zeros((0, 8, 3)), version=version, threads=threads)
 
 
-def evaluate_baseline(name: str, scenes: Sequence[Scene], *, version: str = "v1", threads: int = 1) -> Evaluation:
+def evaluate_baseline(name: str, scenes: Sequence[Scene], *, version: Version = "v1", threads: int = 1) -> Evaluation:
     """A planner of ``BASELINES`` on the scenes."""
     plans = np.array([BASELINES[name](scene) for scene in scenes]).reshape(-1, 8, 3)
     return score_plans(scenes, plans, version=version, threads=threads)
 
 
 def score_plans(
-    scenes: Sequence[Scene], plans: npt.NDArray[Any], *, version: str = "v1", threads: int = 1, batch_size: int = 256
+    scenes: Sequence[Scene], plans: npt.NDArray[Any], *, version: Version = "v1", threads: int = 1, batch_size: int = 256
 ) -> Evaluation:
     """Score one plan [S, 8, 3] for each scene."""
     if len(scenes) == 0:

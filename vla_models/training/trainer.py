@@ -7,6 +7,7 @@ a run that was killed and resumed writes the same metrics as one that was not (t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -44,6 +45,8 @@ from vla_models.training.rollout import Rollout, sample_groups, select
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
     from vla_models.interface import VLAInterface
+
+log = logging.getLogger(__name__)
 
 REPLAY_TOLERANCE: Final = 1e-3
 """A batch's first update is on-policy, so its ratios are 1; further off than this, the model does not replay its samples."""
@@ -321,7 +324,9 @@ class Trainer:
         self.model.eval()
         version = self.config.environment.score_version
         result = evaluate_model(self.model, self.heldout_scenes, version=version, threads=self.threads)
-        self._write("eval", step, {"name": name, **result.means()})
+        means = result.means()
+        self._write("eval", step, {"name": name, **means})
+        log.info("held-out score %.3f (%s, %d updates)", means["score"], name, step)
         if keep:
             results = {name: result}
             if name == "imitation":

@@ -44,27 +44,30 @@ _DDC_COMPLIANT: Final = 2.0  # … below which the score is 1,
 _DDC_VIOLATION: Final = 6.0  # … and from which it is 0
 
 
+LOW_X, LOW_Y, HIGH_X, HIGH_Y, HULL_X, HULL_Y, HULL_COS, HULL_SIN, HULL_LENGTH, HULL_WIDTH = range(10)
+SWAPPED, GRID_START, GRID_DENSITY, FIRST_CELL, LAST_CELL = range(10, 15)
+"""Columns of ``Areas.shapes``: bounds; an oriented box around the polygon (centre, direction, half extents); whether the
+cells lie along x (the longer side) and edges are stored as (y, x); where cells start, cells per metre; which cells."""
+
+SPAN_LOW, SPAN_HIGH, GAP_LOW, GAP_HIGH, FIRST_EDGE, END_EDGE = range(6)
+"""Columns of ``Areas.cells``: smallest and largest across coordinate of the cell's edges; a gap between them that is inside;
+which edges."""
+
+
 class Areas(NamedTuple):
-    """Map polygons, prepared for point tests: P polygons, C cells in total, E edge entries (an edge may be in many cells)."""
+    """Map polygons, prepared for point tests: P polygons, C cells in total, E edge entries (an edge may be in many cells).
+
+    Few wide arrays instead of many: numba passes each array as nine words, and point tests are called often.
+    """
 
     layer: npt.NDArray[np.int8]
     """[P] index into ``LAYERS``."""
     on_route: npt.NDArray[np.bool_]
     """[P] a lane or lane connector of the route."""
-    bounds: FloatArray
-    """[P, 4] smallest x, smallest y, largest x, largest y."""
-    hull: FloatArray
-    """[P, 6] an oriented box around the polygon: centre x, y, direction cos, sin, half length, half width."""
-    swapped: npt.NDArray[np.bool_]
-    """[P] cells lie along x (the longer side), and edges are stored as (y, x)."""
-    grid: FloatArray
-    """[P, 2] start of the cells and cells per metre."""
-    cells: IntArray
-    """[P + 1] polygon p owns cells ``cells[p]:cells[p + 1]``."""
-    entries: IntArray
-    """[C + 1] cell c owns edges ``entries[c]:entries[c + 1]``."""
-    spans: FloatArray
-    """[C, 4] across coordinates: smallest and largest of the cell's edges, start and end of a gap that is inside."""
+    shapes: FloatArray
+    """[P, 15] see ``LOW_X`` …"""
+    cells: FloatArray
+    """[C, 6] see ``SPAN_LOW`` …"""
     edges: FloatArray
     """[E, 4] end points (across 1, along 1, across 2, along 2); "along" is the direction of the cells."""
 
@@ -83,11 +86,9 @@ class RedAreas(NamedTuple):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _layout(
-    vertices: FloatArray, offsets: IntArray, bounds: FloatArray, hull: FloatArray, swapped: npt.NDArray[np.bool_],
-    grid: FloatArray, cells: IntArray,
-) -> None:  # fmt: skip
-    """Bounds, oriented boxes and the division into cells of all polygons."""
+def _layout(vertices: FloatArray, offsets: IntArray, shapes: FloatArray) -> int:
+    """Fill ``shapes``; returns the number of cells."""
+    cells = 0
     for p in range(offsets.shape[0] - 1):
         low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
         mean_x, mean_y = 0.0, 0.0
@@ -97,7 +98,7 @@ def _layout(
             low_x, low_y, high_x, high_y = min(low_x, x), min(low_y, y), max(high_x, x), max(high_y, y)
             mean_x += x / count
             mean_y += y / count
-        bounds[p, 0], bounds[p, 1], bounds[p, 2], bounds[p, 3] = low_x, low_y, high_x, high_y
+        shapes[p, LOW_X], shapes[p, LOW_Y], shapes[p, HIGH_X], shapes[p, HIGH_Y] = low_x, low_y, high_x, high_y
         xx, xy, yy = 0.0, 0.0, 0.0
         for v in range(offsets[p], offsets[p + 1]):
             x, y = vertices[v, 0] - mean_x, vertices[v, 1] - mean_y
@@ -110,32 +111,40 @@ def _layout(
             u, w = x * c + y * s, y * c - x * s
             low_u, low_w, high_u, high_w = min(low_u, u), min(low_w, w), max(high_u, u), max(high_w, w)
         u, w = (low_u + high_u) / 2.0, (low_w + high_w) / 2.0
-        hull[p, 0], hull[p, 1], hull[p, 2], hull[p, 3] = mean_x + u * c - w * s, mean_y + u * s + w * c, c, s
-        hull[p, 4], hull[p, 5] = (high_u - low_u) / 2.0, (high_w - low_w) / 2.0
+        shapes[p, HULL_X], shapes[p, HULL_Y] = mean_x + u * c - w * s, mean_y + u * s + w * c
+        shapes[p, HULL_COS], shapes[p, HULL_SIN] = c, s
+        shapes[p, HULL_LENGTH], shapes[p, HULL_WIDTH] = (high_u - low_u) / 2.0, (high_w - low_w) / 2.0
 
-        swapped[p] = high_x - low_x > high_y - low_y
-        start, length = (low_x, high_x - low_x) if swapped[p] else (low_y, high_y - low_y)
+        swapped = high_x - low_x > high_y - low_y
+        start, length = (low_x, high_x - low_x) if swapped else (low_y, high_y - low_y)
         count = min(_MAX_CELLS, count)
-        grid[p, 0] = start
-        grid[p, 1] = count / length if length > 0.0 else 0.0
-        cells[p + 1] = cells[p] + count
+        shapes[p, SWAPPED] = 1.0 if swapped else 0.0
+        shapes[p, GRID_START] = start
+        shapes[p, GRID_DENSITY] = count / length if length > 0.0 else 0.0
+        shapes[p, FIRST_CELL] = cells
+        cells += count
+        shapes[p, LAST_CELL] = cells - 1
+    return cells
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _cell(shapes: FloatArray, p: int, along: float) -> int:
+    """The cell of polygon ``p`` at the coordinate ``along`` (monotone, so that an edge is in every cell it crosses)."""
+    cell = shapes[p, FIRST_CELL] + (along - shapes[p, GRID_START]) * shapes[p, GRID_DENSITY]
+    return int(min(cell, shapes[p, LAST_CELL]))
 
 
 @numba.njit(cache=True, error_model="numpy")
 def _fill(
-    vertices: FloatArray, offsets: IntArray, swapped: npt.NDArray[np.bool_], grid: FloatArray, cells: IntArray,
-    counts: IntArray, edges: FloatArray, store: bool,
-) -> None:  # fmt: skip
+    vertices: FloatArray, offsets: IntArray, shapes: FloatArray, counts: IntArray, edges: FloatArray, store: bool
+) -> None:
     """Count (``store`` False) or write (True) the edges of each cell; ``counts`` [C] is then the cells' write position."""
     for p in range(offsets.shape[0] - 1):
-        along, across = (0, 1) if swapped[p] else (1, 0)
-        last = cells[p + 1] - cells[p] - 1
+        along, across = (0, 1) if shapes[p, SWAPPED] != 0.0 else (1, 0)
         before = offsets[p + 1] - 1
         for v in range(offsets[p], offsets[p + 1]):
             a, b = vertices[before, along], vertices[v, along]
-            first_cell = min(last, int((min(a, b) - grid[p, 0]) * grid[p, 1]))
-            last_cell = min(last, int((max(a, b) - grid[p, 0]) * grid[p, 1]))
-            for cell in range(cells[p] + first_cell, cells[p] + last_cell + 1):
+            for cell in range(_cell(shapes, p, min(a, b)), _cell(shapes, p, max(a, b)) + 1):
                 if store:
                     e = counts[cell]
                     edges[e, 0], edges[e, 1], edges[e, 2], edges[e, 3] = vertices[before, across], a, vertices[v, across], b
@@ -144,13 +153,13 @@ def _fill(
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _span(grid: FloatArray, cells: IntArray, entries: IntArray, edges: FloatArray, spans: FloatArray) -> None:
-    """Fill ``spans``: per cell the edges' extent, and the widest gap between them if it is inside.
+def _span(shapes: FloatArray, entries: IntArray, cells: FloatArray, edges: FloatArray) -> None:
+    """Fill ``cells``: each one's edges, their extent, and the widest gap between them if it is inside.
 
     Edges count with their whole length, not only the part in the cell: that makes gaps narrower, never wrong.
     """
-    for p in range(grid.shape[0]):
-        for cell in range(cells[p], cells[p + 1]):
+    for p in range(shapes.shape[0]):
+        for cell in range(int(shapes[p, FIRST_CELL]), int(shapes[p, LAST_CELL]) + 1):
             first, end = entries[cell], entries[cell + 1]
             for e in range(first + 1, end):  # insertion sort of a handful of edges by their smaller across coordinate
                 for k in range(e, first, -1):
@@ -158,43 +167,42 @@ def _span(grid: FloatArray, cells: IntArray, entries: IntArray, edges: FloatArra
                         break
                     for j in range(4):
                         edges[k, j], edges[k - 1, j] = edges[k - 1, j], edges[k, j]
-            spans[cell, 0], spans[cell, 1] = np.inf, -np.inf
-            spans[cell, 2], spans[cell, 3] = np.inf, -np.inf
+            low_end, high_end, gap_low, gap_high = np.inf, -np.inf, 0.0, 0.0
             covered = -np.inf
             for e in range(first, end):
                 low, high = min(edges[e, 0], edges[e, 2]), max(edges[e, 0], edges[e, 2])
-                if e > first and low - covered > max(0.0, spans[cell, 3] - spans[cell, 2]):
-                    # parity on the line through the cell's middle, from edges beyond the gap
-                    middle = grid[p, 0] + (cell - cells[p] + 0.5) / grid[p, 1]
+                if e > first and low - covered > gap_high - gap_low:
+                    # parity of the gap from the edges beyond it, on the line through the cell's middle
+                    middle = shapes[p, GRID_START] + (cell - shapes[p, FIRST_CELL] + 0.5) / shapes[p, GRID_DENSITY]
                     inside = False
                     for k in range(e, end):
                         if (edges[k, 1] > middle) != (edges[k, 3] > middle):
                             inside = not inside
                     if inside:
-                        spans[cell, 2], spans[cell, 3] = covered, low
+                        gap_low, gap_high = covered, low
                 covered = max(covered, high)
-                spans[cell, 0], spans[cell, 1] = min(spans[cell, 0], low), max(spans[cell, 1], high)
+                low_end, high_end = min(low_end, low), max(high_end, high)
+            cells[cell, SPAN_LOW], cells[cell, SPAN_HIGH] = low_end, high_end
+            cells[cell, GAP_LOW], cells[cell, GAP_HIGH] = gap_low, gap_high
+            cells[cell, FIRST_EDGE], cells[cell, END_EDGE] = first, end
 
 
 def prepare_areas(scene: Scene) -> Areas:
     """``scene``'s map polygons as ``Areas``."""
     polygons = scene.polygons
     vertices, offsets = np.ascontiguousarray(polygons.vertices), np.ascontiguousarray(polygons.offsets, dtype=np.int64)
-    count = len(polygons)
-    bounds, hull, grid = np.empty((count, 4)), np.empty((count, 6)), np.empty((count, 2))
-    swapped, cells = np.empty(count, np.bool_), np.zeros(count + 1, np.int64)
-    _layout(vertices, offsets, bounds, hull, swapped, grid, cells)
-    counts = np.zeros(cells[-1], np.int64)
-    _fill(vertices, offsets, swapped, grid, cells, counts, np.empty((0, 4)), False)
-    entries = np.zeros(cells[-1] + 1, np.int64)
+    shapes = np.empty((len(polygons), LAST_CELL + 1))
+    count = _layout(vertices, offsets, shapes)
+    counts = np.zeros(count, np.int64)
+    _fill(vertices, offsets, shapes, counts, np.empty((0, 4)), False)
+    entries = np.zeros(count + 1, np.int64)
     np.cumsum(counts, out=entries[1:])
-    edges, spans = np.empty((entries[-1], 4)), np.empty((cells[-1], 4))
-    _fill(vertices, offsets, swapped, grid, cells, entries[:-1].copy(), edges, True)
-    _span(grid, cells, entries, edges, spans)
+    edges, cells = np.empty((entries[-1], 4)), np.empty((count, END_EDGE + 1))
+    _fill(vertices, offsets, shapes, entries[:-1].copy(), edges, True)
+    _span(shapes, entries, cells, edges)
     layer = np.ascontiguousarray(polygons.layer, dtype=np.int8)
     lane = (layer == _LANE) | (layer == _CONNECTOR)
-    on_route = np.ascontiguousarray(polygons.on_route & lane)
-    return Areas(layer, on_route, bounds, hull, swapped, grid, cells, entries, spans, edges)
+    return Areas(layer, np.ascontiguousarray(polygons.on_route & lane), shapes, cells, edges)
 
 
 def prepare_red_areas(scene: Scene) -> RedAreas:
@@ -210,50 +218,58 @@ def prepare_red_areas(scene: Scene) -> RedAreas:
 
 
 @numba.njit(cache=True, error_model="numpy")
-def contains(areas: Areas, p: int, x: float, y: float) -> bool:
-    """Whether (x, y) lies inside polygon ``p``; a point on the border does not."""
-    if not (areas.bounds[p, 0] < x < areas.bounds[p, 2] and areas.bounds[p, 1] < y < areas.bounds[p, 3]):
-        return False
-    across, along = (y, x) if areas.swapped[p] else (x, y)
-    cell = areas.cells[p] + int((along - areas.grid[p, 0]) * areas.grid[p, 1])
-    cell = min(cell, areas.cells[p + 1] - 1)
-    if not areas.spans[cell, 0] <= across <= areas.spans[cell, 1]:
-        return False
-    if areas.spans[cell, 2] < across < areas.spans[cell, 3]:
-        return True
-    inside = False
-    for e in range(areas.entries[cell], areas.entries[cell + 1]):
-        a1, s1 = areas.edges[e, 0] - across, areas.edges[e, 1] - along
-        a2, s2 = areas.edges[e, 2] - across, areas.edges[e, 3] - along
-        if (s1 > 0.0) != (s2 > 0.0):
-            side = a1 * s2 - a2 * s1
-            if side == 0.0:
-                return False
-            if (side > 0.0) == (s2 > s1):
-                inside = not inside
-        elif s1 == 0.0 and s2 == 0.0 and min(a1, a2) <= 0.0 <= max(a1, a2):
-            return False
-        elif (s1 == 0.0 and a1 == 0.0) or (s2 == 0.0 and a2 == 0.0):
-            return False
-    return inside
+def inside(
+    shapes: FloatArray, cells: FloatArray, edges: FloatArray, p: int, xs: FloatArray, ys: FloatArray, wanted: int
+) -> int:
+    """Bit k is set where point (xs[k], ys[k]) lies inside polygon ``p``, not on its border; only bits of ``wanted`` are asked."""
+    found = 0
+    for k in range(xs.shape[0]):
+        if wanted & (1 << k) == 0:
+            continue
+        x, y = xs[k], ys[k]
+        if not (shapes[p, LOW_X] < x < shapes[p, HIGH_X] and shapes[p, LOW_Y] < y < shapes[p, HIGH_Y]):
+            continue
+        across, along = (y, x) if shapes[p, SWAPPED] != 0.0 else (x, y)
+        cell = _cell(shapes, p, along)
+        if across < cells[cell, SPAN_LOW] or across > cells[cell, SPAN_HIGH]:
+            continue
+        odd = cells[cell, GAP_LOW] < across < cells[cell, GAP_HIGH]
+        if not odd:
+            for e in range(int(cells[cell, FIRST_EDGE]), int(cells[cell, END_EDGE])):
+                a1, s1 = edges[e, 0] - across, edges[e, 1] - along
+                a2, s2 = edges[e, 2] - across, edges[e, 3] - along
+                side = a1 * s2 - a2 * s1
+                if (s1 > 0.0) != (s2 > 0.0):
+                    odd = odd != ((side > 0.0) == (s2 > s1))
+                if side == 0.0 and min(a1, a2) <= 0.0 <= max(a1, a2) and min(s1, s2) <= 0.0 <= max(s1, s2):
+                    odd = False  # on this edge
+                    break
+        if odd:
+            found |= 1 << k
+    return found
+
+
+_CORNERS: Final = 0b001111
+_CENTER: Final = 0b010000
+_REAR_AXLE: Final = 0b100000
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.NDArray[np.uint8]) -> None:
     """Bits (``collide.MULTIPLE_LANES`` …) of where the ego is at each step of N driven plans: ``out`` [N, 41]."""
-    near = np.empty(areas.layer.shape[0], np.int64)
-    xs, ys = np.empty(4), np.empty(4)
-    covered = np.empty(4, np.bool_)
+    layers, on_route, shapes, cells, edges = areas
+    near = np.empty(layers.shape[0], np.int64)
+    xs, ys = np.empty(6), np.empty(6)  # corners, centre, rear axle
     for n in range(states.shape[0]):
         low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
         for t in range(STEPS):
             x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
             low_x, low_y, high_x, high_y = min(low_x, x), min(low_y, y), max(high_x, x), max(high_y, y)
         count = 0
-        for p in range(areas.layer.shape[0]):
-            if areas.bounds[p, 0] > high_x + RADIUS or areas.bounds[p, 2] < low_x - RADIUS:
+        for p in range(layers.shape[0]):
+            if shapes[p, LOW_X] > high_x + RADIUS or shapes[p, HIGH_X] < low_x - RADIUS:
                 continue
-            if areas.bounds[p, 1] > high_y + RADIUS or areas.bounds[p, 3] < low_y - RADIUS:
+            if shapes[p, LOW_Y] > high_y + RADIUS or shapes[p, HIGH_Y] < low_y - RADIUS:
                 continue
             near[count] = p
             count += 1
@@ -262,42 +278,43 @@ def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.ND
             lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
             xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx
             ys[0], ys[1], ys[2], ys[3] = y + ly + wy, y - ly + wy, y - ly - wy, y + ly - wy
-            covered[:] = False
+            xs[4], ys[4], xs[5], ys[5] = x, y, states[n, t, 0], states[n, t, 1]
+            covered = 0  # corners on drivable ground
             touched_lanes = 0
             in_one_lane = False
             against = True
             flags = 0
             for i in range(count):
                 p = near[i]
-                hc, hs = areas.hull[p, 2], areas.hull[p, 3]
+                hc, hs = shapes[p, HULL_COS], shapes[p, HULL_SIN]
                 cr, sr = abs(c * hc + s * hs), abs(s * hc - c * hs)
-                dx, dy = areas.hull[p, 0] - x, areas.hull[p, 1] - y
-                if abs(dx * hc + dy * hs) > areas.hull[p, 4] + HALF_LENGTH * cr + HALF_WIDTH * sr + _SLACK:
+                dx, dy = shapes[p, HULL_X] - x, shapes[p, HULL_Y] - y
+                if abs(dx * hc + dy * hs) > shapes[p, HULL_LENGTH] + HALF_LENGTH * cr + HALF_WIDTH * sr + _SLACK:
                     continue
-                if abs(dy * hc - dx * hs) > areas.hull[p, 5] + HALF_LENGTH * sr + HALF_WIDTH * cr + _SLACK:
+                if abs(dy * hc - dx * hs) > shapes[p, HULL_WIDTH] + HALF_LENGTH * sr + HALF_WIDTH * cr + _SLACK:
                     continue
-                layer = areas.layer[p]
-                if layer == _LANE or layer == _CONNECTOR:
-                    corners = 0
-                    for k in range(4):
-                        if contains(areas, p, xs[k], ys[k]):
-                            corners += 1
-                    touched_lanes += corners > 0
-                    in_one_lane = in_one_lane or corners == 4
-                    if against and areas.on_route[p] and contains(areas, p, x, y):
+                lane = layers[p] == _LANE or layers[p] == _CONNECTOR
+                if lane:
+                    wanted = _CORNERS | _CENTER if against and on_route[p] else _CORNERS
+                elif layers[p] == _INTERSECTION:
+                    wanted = _CORNERS | _CENTER | _REAR_AXLE
+                else:
+                    wanted = _CORNERS & ~covered
+                found = inside(shapes, cells, edges, p, xs, ys, wanted)
+                if lane:
+                    touched_lanes += (found & _CORNERS) != 0
+                    in_one_lane = in_one_lane or (found & _CORNERS) == _CORNERS
+                    if found & _CENTER:
                         against = False
                 else:
-                    for k in range(4):
-                        if not covered[k] and contains(areas, p, xs[k], ys[k]):
-                            covered[k] = True
-                    if layer == _INTERSECTION:
-                        if contains(areas, p, x, y):
-                            flags |= CENTER_IN_INTERSECTION
-                        if contains(areas, p, states[n, t, 0], states[n, t, 1]):
-                            flags |= REAR_AXLE_IN_INTERSECTION
+                    covered |= found & _CORNERS
+                    if found & _CENTER:
+                        flags |= CENTER_IN_INTERSECTION
+                    if found & _REAR_AXLE:
+                        flags |= REAR_AXLE_IN_INTERSECTION
             if touched_lanes > 1 and not in_one_lane:
                 flags |= MULTIPLE_LANES
-            if not (covered[0] and covered[1] and covered[2] and covered[3]):
+            if covered != _CORNERS:
                 flags |= NON_DRIVABLE
             if against:
                 flags |= ONCOMING
@@ -343,26 +360,30 @@ def _edge_meets_box(u1: float, w1: float, u2: float, w2: float) -> bool:
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def red_light_kernel(boxes: FloatArray, areas: Areas, lights: RedAreas, score: FloatArray) -> None:
     """TLC ``score`` [N] in {0, 1}: the ego box meets, at some step, a lane connector whose light is red at that step."""
+    _, _, shapes, cells, edges = areas
+    vertices, offsets, polygon, red = lights
+    xs, ys = np.empty(1), np.empty(1)
     for n in range(boxes.shape[0]):
         score[n] = 1.0
-        for r in range(lights.polygon.shape[0]):
-            p = lights.polygon[r]
+        for r in range(polygon.shape[0]):
+            p = polygon[r]
             for t in range(STEPS):
+                if not red[r, t] or score[n] == 0.0:
+                    continue
                 x, y, c, s = boxes[n, t, BOX_X], boxes[n, t, BOX_Y], boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
-                if not lights.red[r, t] or score[n] == 0.0:
+                if shapes[p, LOW_X] > x + RADIUS or shapes[p, HIGH_X] < x - RADIUS:
                     continue
-                if areas.bounds[p, 0] > x + RADIUS or areas.bounds[p, 2] < x - RADIUS:
+                if shapes[p, LOW_Y] > y + RADIUS or shapes[p, HIGH_Y] < y - RADIUS:
                     continue
-                if areas.bounds[p, 1] > y + RADIUS or areas.bounds[p, 3] < y - RADIUS:
-                    continue
-                meets = contains(areas, p, x, y)
-                last = lights.offsets[r + 1] - 1
-                dx, dy = lights.vertices[last, 0] - x, lights.vertices[last, 1] - y
+                xs[0], ys[0] = x, y
+                meets = inside(shapes, cells, edges, p, xs, ys, 1) != 0
+                last = offsets[r + 1] - 1
+                dx, dy = vertices[last, 0] - x, vertices[last, 1] - y
                 u1, w1 = dx * c + dy * s, dy * c - dx * s
-                for v in range(lights.offsets[r], lights.offsets[r + 1]):
+                for v in range(offsets[r], offsets[r + 1]):
                     if meets:
                         break
-                    dx, dy = lights.vertices[v, 0] - x, lights.vertices[v, 1] - y
+                    dx, dy = vertices[v, 0] - x, vertices[v, 1] - y
                     u2, w2 = dx * c + dy * s, dy * c - dx * s
                     meets = _edge_meets_box(u1, w1, u2, w2)
                     u1, w1 = u2, w2

@@ -25,9 +25,7 @@ def _point_segment2(px: float, py: float, ax: float, ay: float, bx: float, by: f
 
 
 @numba.njit(cache=True)
-def segment_gap2(
-    ax: float, ay: float, bx: float, by: float, cx: float, cy: float, dx: float, dy: float
-) -> float:
+def segment_gap2(ax: float, ay: float, bx: float, by: float, cx: float, cy: float, dx: float, dy: float) -> float:
     """Squared distance between the segments AB and CD; 0 where they cross."""
     ux, uy = bx - ax, by - ay
     vx, vy = dx - cx, dy - cy
@@ -49,9 +47,9 @@ def inside(x: float, y: float, ring: FloatArray) -> bool:
     found = False
     j = len(ring) - 1
     for i in range(len(ring)):
-        if (ring[i, 1] > y) != (ring[j, 1] > y):
-            if x < (ring[j, 0] - ring[i, 0]) * (y - ring[i, 1]) / (ring[j, 1] - ring[i, 1]) + ring[i, 0]:
-                found = not found
+        ux, uy = ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1]
+        if (ring[i, 1] > y) != (ring[j, 1] > y) and x < ux * (y - ring[i, 1]) / uy + ring[i, 0]:
+            found = not found
         j = i
     return found
 
@@ -143,7 +141,7 @@ def polygon_centroid(ring: FloatArray) -> FloatArray:
     """Centre of area [2] of a polygon; the mean of the vertices where it has no area."""
     area = 0.0
     total = np.zeros(2)
-    mean = np.zeros(2)
+    centroid = np.zeros(2)
     j = len(ring) - 1
     for i in range(len(ring)):
         px, py = ring[j, 0] - ring[0, 0], ring[j, 1] - ring[0, 1]
@@ -152,8 +150,8 @@ def polygon_centroid(ring: FloatArray) -> FloatArray:
         area += cross
         total[0] += (px + qx) * cross
         total[1] += (py + qy) * cross
-        mean += ring[i] / len(ring)
+        centroid += ring[i] / len(ring)
         j = i
-    if area == 0.0:
-        return mean
-    return ring[0] + total / (3.0 * area)
+    if area != 0.0:
+        centroid[:] = ring[0] + total / (3.0 * area)
+    return centroid

@@ -13,7 +13,7 @@ always 1, extended comfort is not known yet). Differences from the official code
   segments, up to about 1 cm. Here the corridor is exact; an object that just grazes it may count in one and not in the other.
 * Where two objects have equal distance from the ego (both overlap it), the official choice depends on its search tree; here
   it is static objects, vehicles, pedestrians, bicycles, red lights, the nearest at t = 0 first.
-* The planner's map has a radius of 100 m around the ego; here it is the whole map of the scene.
+* The official map ends 100 m from the ego; here it is whatever the scene holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from vla_models.errors import SceneError
+from vla_models.errors import SceneError, did_you_mean
 from vla_models.geometry import FloatArray, project, to_frame
 from vla_models.scenes.scene import DT, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene
 from vla_models.scoring.pdm.area import prepare_areas, prepare_red_areas
@@ -48,9 +48,11 @@ def plan_pdm_closed(scene: Scene, version: Version = "v2") -> FloatArray:
 
     Uses the centre line, the speed limit, the map, the ego state, and of tracks and red lights only what is known at t = 0;
     ``scene.reference`` is not looked at. ``version`` is that of the score that chooses ("v2": NavSim 2.2, "v1": NavSim 1.1).
-    Deterministic. Raises ``SceneError`` naming the scene where the centre line has
-    fewer than two points or no length, or where ego state or speed limit cannot be used.
+    Deterministic. Raises ``SceneError`` naming the scene where the centre line has fewer than two points or no length, and
+    where ego state, agents or speed limit cannot be used.
     """
+    if version not in VERSIONS:
+        raise ValueError(f"version {version!r} of the PDM score is unknown; {did_you_mean(str(version), VERSIONS)}")
     if not np.isfinite(scene.ego).all():
         raise SceneError(f"scene {scene.token!r}: its ego state {scene.ego.tolist()} is not finite.")
     if not 0.0 < scene.speed_limit < np.inf:
@@ -75,7 +77,7 @@ def plan_pdm_closed(scene: Scene, version: Version = "v2") -> FloatArray:
     carry_on(1, STEPS - 1, -1)
     best = int(np.argmax(proposal_scores(scene, seen, poses[:, :STEPS], version)))
     carry_on(STEPS, TRACK_STEPS - 1, best)
-    return poses[best].copy()
+    return np.array(poses[best])
 
 
 def proposal_scores(scene: Scene, seen: Forecast, poses: FloatArray, version: Version) -> FloatArray:
@@ -91,7 +93,7 @@ def proposal_scores(scene: Scene, seen: Forecast, poses: FloatArray, version: Ve
         NO_PAST, number == 1, 0.0, operators(number, STEPS), number, boxes, flags, table,
     )  # fmt: skip
     total_kernel(table, number, float((table[PROGRESS_ROW] * table[MULT_ROW]).max()), 1.0)
-    return table[SCORE_ROW]
+    return np.array(table[SCORE_ROW])
 
 
 def reference_plan(scene: Scene) -> FloatArray:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.errors import SceneError
 from vla_models.geometry import FloatArray, box_corners, wrap_angle
 from vla_models.scenes.scene import AGENT_KINDS, DT, TRACK_STEPS, Scene, Tracks
 from vla_models.scoring.pdm.clearance import box_gap, polygon_centroid, polygon_within
@@ -52,8 +54,11 @@ def forecast(scene: Scene) -> Forecast:
     x, y, heading = scene.ego[:3]
     x, y = x + REAR_AXLE_TO_CENTER * np.cos(heading), y + REAR_AXLE_TO_CENTER * np.sin(heading)
     seen = _in_sight(scene, x, y)
-    seen = seen[[box_gap(x, y, heading, LENGTH, WIDTH, *_box(scene.tracks, a)) > 0.0 for a in seen]]
-    now = scene.tracks.states[seen, 0]
+    now, size = scene.tracks.states[seen, 0], scene.tracks.size[seen]
+    if not (np.isfinite(now).all() and np.isfinite(size).all()):
+        raise SceneError(f"scene {scene.token!r} has agents at t = 0 with numbers that are not finite (absent: NaN in all).")
+    apart = _apart(now, size, x, y, heading)
+    seen, now, size = seen[apart], now[apart], size[apart]
     dynamic = scene.tracks.kind[seen] < len(MAX_SEEN)
 
     forward = np.abs(wrap_angle(now[:, 2] - np.arctan2(now[:, 4], now[:, 3]))) < np.pi / 2
@@ -62,14 +67,17 @@ def forecast(scene: Scene) -> Forecast:
     elapsed = np.arange(TRACK_STEPS) // FORECAST_STRIDE * FORECAST_STRIDE * DT
     states = np.repeat(now[:, None], TRACK_STEPS, axis=1)
     states[..., :2] += elapsed[:, None] * velocity[:, None]
-    tracks = Tracks(scene.tracks.kind[seen], scene.tracks.size[seen], states, tuple(scene.tracks.ids[a] for a in seen))
+    tracks = Tracks(scene.tracks.kind[seen], size, states, tuple(scene.tracks.ids[a] for a in seen))
     return Forecast(tracks, dynamic, *_red_polygons(scene, box_corners(x, y, heading, LENGTH, WIDTH)))
 
 
-def _box(tracks: Tracks, a: int) -> tuple[float, float, float, float, float]:
-    """Centre x and y, heading, length and width of agent ``a`` at t = 0."""
-    x, y, heading = tracks.states[a, 0, :3]
-    return x, y, heading, tracks.size[a, 0], tracks.size[a, 1]
+@numba.njit(cache=True)
+def _apart(now: FloatArray, size: FloatArray, x: float, y: float, heading: float) -> npt.NDArray[np.bool_]:
+    """Which agents (states ``now`` [A, 5], ``size`` [A, 3]) do not touch the ego, whose box has its centre at (x, y)."""
+    apart = np.empty(len(now), dtype=np.bool_)
+    for a in range(len(now)):
+        apart[a] = box_gap(x, y, heading, LENGTH, WIDTH, now[a, 0], now[a, 1], now[a, 2], size[a, 0], size[a, 1]) > 0.0
+    return apart
 
 
 def _in_sight(scene: Scene, x: float, y: float) -> npt.NDArray[np.int64]:
@@ -79,20 +87,18 @@ def _in_sight(scene: Scene, x: float, y: float) -> npt.NDArray[np.int64]:
         return np.zeros(0, dtype=np.int64)
     distance = np.hypot(tracks.states[:, 0, 0] - x, tracks.states[:, 0, 1] - y)
     order = np.argsort(distance, kind="stable")
-    order = order[distance[order] <= SIGHT]  # NaN, an agent that is absent now, compares false
+    order = order[~(distance[order] > SIGHT) & ~np.isnan(tracks.states[order, 0, 0])]
     kinds = tracks.kind[order]
     seen = [order[kinds >= len(MAX_SEEN)][:MAX_STATIC_SEEN]]
     seen += [order[kinds == AGENT_KINDS.index(kind)][:most] for kind, most in MAX_SEEN.items()]
     return np.concatenate(seen).astype(np.int64)
 
 
-def _red_polygons(
-    scene: Scene, ego: FloatArray
-) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64], FloatArray]:
+def _red_polygons(scene: Scene, ego: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray, npt.NDArray[np.int64], FloatArray]:
     """The four ``red_`` fields of the forecast; ``ego`` [4, 2] are the corners of the ego at t = 0."""
     lights = scene.red_lights
     red = lights.polygon[lights.red[:, 0] & scene.polygons.on_route[lights.polygon]].astype(np.int64)
-    rings = [np.ascontiguousarray(scene.polygons.ring(int(p))) for p in red]
+    rings = [scene.polygons.ring(int(p)).copy() for p in red]
     rings = [ring for ring in rings if not polygon_within(ego, ring)]
     offsets = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
     centroids = np.array([polygon_centroid(ring) for ring in rings]).reshape(-1, 2)

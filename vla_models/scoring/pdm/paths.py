@@ -41,7 +41,7 @@ def build_paths(scene: Scene) -> Paths:
         raise SceneError(f"scene {scene.token!r}: its centerline has shape {line.shape}; a planner needs [C >= 2, 3] poses.")
     if not np.isfinite(line).all():
         raise SceneError(f"scene {scene.token!r}: its centerline has values that are not finite.")
-    paths = Paths(*_parallels(np.ascontiguousarray(line, dtype=np.float64), _OFFSETS))
+    paths = Paths(*_parallels(np.array(line, dtype=np.float64), _OFFSETS))
     if paths.progress[:, -1].min() <= _NEAREST:
         raise SceneError(f"scene {scene.token!r}: its centerline has no length; a planner needs a route to follow.")
     return paths
@@ -168,7 +168,7 @@ def corridor_blocks(line: FloatArray) -> FloatArray:
 
 @numba.njit(cache=True)
 def in_corridor(shape: FloatArray, line: FloatArray, blocks: FloatArray, ends: FloatArray, half_width: float) -> bool:
-    """Whether the polygon ``shape`` [n, 2] touches the corridor of ``corridor_line``, ``corridor_blocks``, ``corridor_ends``."""
+    """Whether the polygon ``shape`` [n, 2] touches the corridor around ``line``, with its ``blocks`` and ``ends``."""
     around = np.empty(4)
     _bounds(shape, around)
     x0, y0, x1, y1 = around[0] - half_width, around[1] - half_width, around[2] + half_width, around[3] + half_width

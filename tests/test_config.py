@@ -1,0 +1,231 @@
+"""The configuration: defaults, strictness, errors that say where and what, overrides, round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla_models import VLAConfig, VLAForDriving, VLASpec
+from vla_models.config import BACKENDS
+from vla_models.errors import ConfigError
+from vla_models.yaml_source import YamlSource, dump
+
+USER_FILE = Path(__file__).parent / "data" / "my_driving_vla.yaml"
+
+
+def problems(data: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as e:
+        VLAConfig.from_dict(data, overrides)
+    return str(e.value)
+
+
+# -- what is right ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_file_is_a_whole_configuration(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    config = VLAConfig.from_yaml(tmp_path / "empty.yaml")
+    assert config == VLAConfig.from_dict({}) == VLAConfig()
+    assert (config.framework, config.model.name, config.algorithm.name) == ("local", "tiny_vla", "grpo")
+    assert (config.environment.type, config.environment.backend) == ("navsim", "procedural")
+    assert not set(config.environment.train_towns) & set(config.environment.heldout_towns)
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_the_backend_defaults_to_what_needs_nothing(kind: str) -> None:
+    reward = {} if kind == "navsim" else {"type": "driving", "weights": {"collision": -1.0}}
+    assert VLAConfig.from_dict({"environment": {"type": kind}, "reward": reward}).environment.backend == BACKENDS[kind][0]
+
+
+def test_round_trip_through_yaml(tmp_path: Path) -> None:
+    config = VLAConfig.from_yaml(USER_FILE, ["seed=3", "model.options={depth: 2, rate: 1e-7, names: [a, b]}", "name=名-1"])
+    config.to_yaml(tmp_path / "deep" / "config.yaml")
+    assert VLAConfig.from_yaml(tmp_path / "deep" / "config.yaml") == config
+    assert VLAConfig.from_dict(config.to_dict()) == config
+    assert config.model.options["rate"] == 1e-7
+
+
+@settings(max_examples=25)
+@given(lr=st.floats(min_value=0.0, exclude_min=True, allow_infinity=False), steps=st.integers(0, 10**9), flag=st.booleans())
+def test_every_number_survives_the_round_trip(lr: float, steps: int, flag: bool) -> None:
+    config = VLAConfig.from_dict(
+        {"training": {"steps": steps, "optimizer": {"lr": lr}}, "algorithm": {"normalize_advantage": flag}}
+    )
+    again = YamlSource.parse(dump(config.to_dict())).data
+    assert VLAConfig.from_dict(again) == config
+
+
+def test_overrides_take_precedence_and_are_read_as_yaml() -> None:
+    config = VLAConfig.from_yaml(
+        USER_FILE,
+        [
+            "training.optimizer.lr=3e-5",
+            "environment.train_towns=[Town05]",
+            "model.vision_encoder=null",
+            "training.imitation.steps=0",
+        ],
+    )
+    assert config.training.optimizer.lr == 3e-5
+    assert config.environment.train_towns == ["Town05"]
+    assert config.model.vision_encoder is None
+    assert config.training.optimizer.type == "adamw"
+
+
+def test_model_sections_become_constructor_arguments() -> None:
+    arguments = VLAConfig.from_yaml(USER_FILE, ["model.options.depth=2"]).model.arguments()
+    assert arguments == {
+        "vision_encoder": {"type": "clip", "pretrained_path": "openai/clip-vit-base-patch32"},
+        "language_model": {"base_model": "gpt2", "lora_enabled": True},
+        "policy_head": {"type": "waypoint", "action_dim": 15},
+        "depth": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("-1E+3", -1000.0), (".5e1", 5.0), ("1.e2", 100.0), ("12", 12), ("0x1f", 31), ("e5", "e5"), ("1e", "1e")],
+)
+def test_scientific_notation_is_a_number(text: str, value: Any) -> None:
+    parsed = YamlSource.parse(f"x: {text}").data["x"]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+# -- what is wrong ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"framwork": "local"}, "framwork: unknown key; known: … framework … Did you mean 'framework'?"),
+        ({"training": {"optimizer": {"lr": "fast"}}}, "training.optimizer.lr: got 'fast' (str); expected a number > 0.0"),
+        ({"training": {"optimizer": {"lr": 0}}}, "training.optimizer.lr: got 0 (int); expected a number > 0.0"),
+        ({"training": {"optimizer": {"lr": float("nan")}}}, "training.optimizer.lr: got nan (float); expected a number > 0.0"),
+        ({"training": {"imitation": 3}}, "training.imitation: got 3 (int); expected a section with the keys steps,"),
+        ({"training": {"steps": True}}, "training.steps: got True (bool); expected an integer >= 0"),
+        ({"training": {"steps": "10"}}, "training.steps: got '10' (str); expected an integer >= 0"),
+        ({"algorithm": {"name": "grop"}}, "algorithm.name: got 'grop' (str); … known: grpo, ppo. Did you mean 'grpo'?"),
+        ({"algorithm": {"name": 3}}, "algorithm.name: got 3 (int); expected one of grpo, ppo"),
+        ({"algorithm": {"top_p": 1.5}}, "algorithm.top_p: got 1.5 (float); expected a number > 0.0 and <= 1.0"),
+        ({"framework": "arael"}, "framework: got 'arael' (str); there is no such framework; known: … Did you mean 'areal'?"),
+        ({"environment": {"type": "nuscenes"}}, "environment.type: got 'nuscenes' (str); there is no such environment"),
+        ({"environment": {"backend": "carla"}}, "environment.backend: got 'carla' (str); … navsim has no such"),
+        ({"environment": {"type": "bench2drive", "backend": "devkit"}}, "known: carla, embedded"),
+        ({"environment": {"train_towns": ["Town01", 3]}}, "environment.train_towns.1: got 3 (int); expected a string"),
+        ({"environment": {"train_towns": ["Twon01"]}}, "there is no town 'Twon01'; known: … Did you mean 'Town01'?"),
+        ({"environment": {"heldout_towns": []}}, "environment.heldout_towns: got [] (list); name at least one town"),
+        ({"environment": {"heldout_towns": ["Town01", "Town02"]}}, "Town01 also among train_towns"),
+        ({"environment": {"camera": {"fov": 200}}}, "environment.camera.fov: … a number >= 10.0 and <= 170.0"),
+        ({"reward": {"weights": {"collision": "x"}}}, "reward.weights.collision: got 'x' (str); expected a number"),
+        ({"reward": {"type": "driving", "weights": {"colision": 1}}}, "reward.weights.colision: … Did you mean 'collision'?"),
+        ({"reward": {"type": "driving"}}, "reward.weights: … every reward would be 0"),
+        ({"reward": {"weights": {"collision": 1}}}, "reward.weights: … only reward.type 'driving' reads weights"),
+        ({"environment": {"type": "bench2drive"}}, "reward.type: pdms is NavSim's score; bench2drive needs type driving"),
+        ({"algorithm": {"group_size": 1}}, "algorithm.group_size: got 1 (int); grpo compares plans of one scene"),
+        ({"algorithm": {"group_size": 2, "minibatches": 64}}, "at most scenes_per_step × group_size = 32"),
+        ({"environment": {"train_scenes": 8}}, "training.scenes_per_step: at most environment.train_scenes (8)"),
+        ({"model": {"policy_head": {"type": "waypoint", "action_dim": 7}}}, "action_dim: … a multiple of 3 or null"),
+        ({"model": {"vision_encoder": {}}}, "model.vision_encoder.type: this key is missing; its section needs it"),
+        ({"model": {"options": {"policy_head": 1}}}, "model.options.policy_head: … belongs one level up"),
+        ({"name": "a b"}, "name: got 'a b' (str); expected a string matching"),
+        ({"seed": -1}, "seed: got -1 (int); expected an integer >= 0"),
+    ],
+)  # fmt: skip
+def test_a_problem_has_its_path_its_value_and_what_is_allowed(data: dict[str, Any], message: str) -> None:
+    text = problems(data)
+    assert all(part in text for part in message.split(" … ")), text
+
+
+def test_all_problems_are_listed_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("seed: 0\nframwork: local\ntraining:\n  optimizer:\n    lr: fast\n    typ: adam\n")
+    with pytest.raises(ConfigError) as e:
+        VLAConfig.from_yaml(tmp_path / "bad.yaml", ["algorithm.epochs=0"])
+    text = str(e.value)
+    assert text.startswith("4 problems in ")
+    assert f"({tmp_path / 'bad.yaml'} line 2)" in text
+    assert f"({tmp_path / 'bad.yaml'} line 5)" in text
+    assert f"({tmp_path / 'bad.yaml'} line 6)" in text
+    assert "algorithm.epochs: got 0 (int); expected an integer >= 1 (command line)" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n- 2\n", "holds a list; expected a mapping"),
+        ("seed: 1\nmodel: {name: a}\nseed: 2\n", r"seed: given twice \(lines 1 and 3"),
+        ("training:\n  steps: 1\n  steps: 2\n", r"training\.steps: given twice"),
+    ],
+)
+def test_a_file_that_is_no_mapping(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        VLAConfig.from_yaml(tmp_path / "bad.yaml")
+
+
+def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"there is no configuration file .*mine\.yaml.* has other\.yaml"):
+        VLAConfig.from_yaml(tmp_path / "mine.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        VLAConfig.from_yaml(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "expected key=value"),
+        ("=1", "expected key=value"),
+        ("training..steps=1", "expected key=value"),
+        ("seed=[1", "not valid YAML"),
+        ("seed.x=1", "seed is 0, not a section"),
+    ],
+)
+def test_a_wrong_override(override: str, message: str) -> None:
+    assert message in problems({"seed": 0}, override)
+
+
+def test_a_configuration_does_not_change() -> None:
+    data: dict[str, Any] = {"training": {"steps": 3}}
+    config = VLAConfig.from_dict(data, ["training.steps=4"])
+    assert data == {"training": {"steps": 3}}
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_yaml_merge_keys_work() -> None:
+    text = "a: &base {x: 1, y: 2}\nb:\n  <<: *base\n  y: 3\n"
+    assert YamlSource.parse(text).data["b"] == {"x": 1, "y": 3}
+
+
+# -- whether the model fits ------------------------------------------------------------------------------------------------
+
+
+class Planner(VLAForDriving):
+    spec = VLASpec(horizon=8, dt=0.5)
+
+    def predict(self, inputs: Any, **kwargs: Any) -> Any: ...
+
+    def evaluate_actions(self, record: Any, **kwargs: Any) -> Any: ...
+
+
+class Short(VLAForDriving):
+    def predict_waypoints(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def test_a_model_that_fits() -> None:
+    VLAConfig().check_model(Planner())
+
+
+def test_a_model_that_does_not_fit_is_told_everything() -> None:
+    with pytest.raises(ConfigError) as e:
+        VLAConfig.from_dict({"algorithm": {"name": "ppo"}}).check_model(Short())
+    text = str(e.value)
+    assert "navsim needs plans over 4.0 s, and tiny_vla plans 5 × 0.5 s" in text
+    assert "cannot be trained: it does not implement predict and evaluate_actions" in text
+    assert "ppo needs state values" in text

@@ -1,0 +1,178 @@
+"""The report's pictures as PNG bytes: curves over training, and scenes with the plans before and after."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_models.render.bird import PLAN_COLOURS, draw_scene
+from vla_models.report.run import PLANNERS, SUB_SCORES, Run
+from vla_models.scenes.scene import Scene
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FloatArray = npt.NDArray[np.float64]
+
+_INK: Final = "#1f2933"
+_FAINT: Final = "#9aa5b1"
+_GRID: Final = "#e4e8ec"
+_SUB_COLOURS: Final = {
+    "nc": "#d6336c", "dac": "#e8590c", "ddc": "#b08900", "tlc": "#c92a2a", "ttc": "#7048e8", "ep": "#2b8a3e", "lk": "#0b7285",
+    "comfort": "#1c7ed6",
+}  # fmt: skip
+_HEALTH: Final = (
+    ("kl", "KL to the reference"),
+    ("approx_kl", "KL of an update"),
+    ("entropy", "entropy"),
+    ("clip_fraction", "clipped ratios"),
+    ("grad_norm", "gradient norm"),
+    ("groups_with_signal", "groups with signal"),
+)
+"""Numbers of RL rows that tell whether the optimisation is sound, with titles."""
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_facecolor("white")
+    return figure
+
+
+def _png(figure: Figure, dpi: int = 150) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _plain(ax: Axes, title: str, x: str = "") -> None:
+    """One look for all charts: a light grid, no box, the title on the left."""
+    ax.set_title(title, loc="left", fontsize=10, color=_INK, fontweight="bold")
+    ax.grid(True, color=_GRID, lw=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=_INK, labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set_color(_FAINT)
+    if x:
+        ax.set_xlabel(x, fontsize=8.5, color=_INK)
+
+
+def smoothed(values: FloatArray) -> FloatArray:
+    """Moving mean over about a twentieth of the run (at least 5 steps), shorter at the ends."""
+    half = max(2, len(values) // 40)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    lo, hi = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (total[hi] - total[lo]) / (hi - lo)
+
+
+def learning_curve(run: Run) -> bytes | None:
+    """Reward of the sampled plans and held-out score over RL steps, the baselines as lines, imitation's loss beside."""
+    steps, reward = run.series("rl", "reward_mean")
+    eval_steps, score = run.series("eval", "score")
+    imitation_steps, loss = run.series("imitation", "loss")
+    if not len(steps) and not len(eval_steps) and not len(imitation_steps):
+        return None
+    figure = _figure(9.6, 3.5)
+    grid = figure.add_gridspec(1, 2, width_ratios=(1.0, 2.2))
+    left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+    _plain(left, "1 · Imitation: loss", "imitation step")
+    if len(loss):
+        left.plot(imitation_steps, loss, color=PLAN_COLOURS["imitation"], lw=0.7, alpha=0.35)
+        left.plot(imitation_steps, smoothed(loss), color=PLAN_COLOURS["imitation"], lw=1.8)
+    else:
+        _nothing(left)
+    _plain(right, "2 · Reinforcement learning: reward and held-out score", "RL step")
+    if len(steps):
+        right.plot(steps, reward, color="#74a9e8", lw=0.7, alpha=0.45)
+        right.plot(steps, smoothed(reward), color="#74a9e8", lw=1.8, label="reward of sampled plans (training scenes)")
+    if len(eval_steps):
+        right.plot(
+            eval_steps,
+            score,
+            color=PLAN_COLOURS["rl"],
+            lw=2.2,
+            marker="o",
+            ms=5,
+            label="score of the best plan (held-out scenes)",
+        )
+    for name in ("constant_velocity", "pdm_closed"):
+        value = run.score(name)
+        if value is not None:
+            right.axhline(value, color=PLAN_COLOURS[name], lw=1.2, ls=(0, (5, 3)), label=PLANNERS[name][0])
+    if len(steps) or len(eval_steps):
+        right.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", loc="best")
+    else:
+        _nothing(right)
+    return _png(figure)
+
+
+def sub_score_curves(run: Run) -> bytes | None:
+    """Sub-scores over RL steps: of the sampled plans (line) and on held-out scenes (dots)."""
+    curves = []
+    for name, (title, _) in SUB_SCORES.items():
+        trained, held = run.series("rl", name), run.series("eval", name)
+        if len(trained[0]) or len(held[0]):
+            curves.append((name, title, trained, held))
+    if not curves:
+        return None
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = _figure(9.6, 2.1 * rows)
+    for i, (name, title, (steps, values), (eval_steps, scores)) in enumerate(curves):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        _plain(ax, f"{title} ({name})")
+        if len(steps):
+            ax.plot(steps, values, color=_SUB_COLOURS[name], lw=0.6, alpha=0.3)
+            ax.plot(steps, smoothed(values), color=_SUB_COLOURS[name], lw=1.6, alpha=0.8)
+        ax.plot(eval_steps, scores, color=_INK, lw=1.0, ls=":", marker="o", ms=4.5, mfc=_SUB_COLOURS[name], mec="white")
+        top = max([1.0, *values, *scores])
+        low = min([*values, *scores])
+        ax.set_ylim(max(0.0, low - 0.1 * (top - low) - 0.02), top + 0.03 * (top - low) + 0.005)
+    return _png(figure)
+
+
+def health_curves(run: Run) -> bytes | None:
+    """KL, entropy, clipping and gradient norm over RL steps."""
+    found = [(title, *run.series("rl", key)) for key, title in _HEALTH]
+    found = [(title, steps, values) for title, steps, values in found if len(steps)]
+    if not found:
+        return None
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure = _figure(9.6, 1.9 * rows)
+    for i, (title, steps, values) in enumerate(found):
+        ax = figure.add_subplot(rows, columns, i + 1)
+        _plain(ax, title)
+        ax.plot(steps, values, color="#52606d", lw=0.6, alpha=0.35)
+        ax.plot(steps, smoothed(values), color="#52606d", lw=1.6)
+    return _png(figure)
+
+
+def _nothing(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", va="center", color=_FAINT, fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def bird_picture(scene: Scene, plans: dict[str, npt.NDArray[Any]]) -> bytes:
+    """A scene from above with plans; as much of it as they need."""
+    figure = _figure(4.0, 4.0)
+    reach = max([float(np.abs(plan[:, :2]).max()) for plan in plans.values()] or [0.0])
+    draw_scene(scene, plans, figure.add_subplot(), extent=float(np.clip(1.35 * reach + 8.0, 36.0, 110.0)))
+    return _png(figure, dpi=110)
+
+
+def camera_picture(image: npt.NDArray[np.uint8]) -> bytes:
+    """A camera image as it is, pixel for pixel."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,173 @@
+"""A run folder read for the report: every part is optional except ``summary.json``, and what is missing is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vla_models.errors import SceneError, VLAModelsError
+from vla_models.scenes.scene import Scene
+
+PLANNERS: Final[dict[str, tuple[str, str]]] = {
+    "constant_velocity": ("Constant velocity", "keeps speed and heading"),
+    "imitation": ("Imitation", "the model before reinforcement learning"),
+    "rl": ("Reinforcement learning", "the model at the end of the run"),
+    "pdm_closed": ("PDM-Closed", "rule-based planner that knows the true scene"),
+}
+"""Planners in the order of the tables: name in the files -> (title, what it is)."""
+
+SUB_SCORES: Final[dict[str, tuple[str, str]]] = {
+    "nc": ("no collision", "at-fault collisions"),
+    "dac": ("drivable area", "leaving the drivable area"),
+    "ddc": ("direction", "driving against the traffic"),
+    "tlc": ("traffic lights", "running a red light"),
+    "ttc": ("time to collision", "coming too close to a collision"),
+    "ep": ("progress", "too little progress"),
+    "lk": ("lane keeping", "straying from the lane"),
+    "comfort": ("comfort", "harsh driving"),
+}
+"""Sub-scores in the order in which a failure is named: name -> (what it measures, what its loss means)."""
+
+
+class RunError(VLAModelsError, FileNotFoundError):
+    """A run folder lacks what a report cannot do without."""
+
+
+@dataclass
+class Heldout:
+    """``heldout.npz``: plans and scores on n held-out scenes."""
+
+    tokens: list[str]
+    plans: dict[str, npt.NDArray[np.float32]]
+    """planner -> [n, 8, 3]"""
+    scores: dict[str, dict[str, npt.NDArray[np.float64]]]
+    """planner -> sub-score or "score" -> [n]"""
+    store: Any = None
+    """The ``SceneStore`` with the scenes, or None where it cannot be opened."""
+
+    def scene(self, row: int) -> Scene | None:
+        """The scene of a row, or None where the store lacks it."""
+        if self.store is None:
+            return None
+        try:
+            found: Scene = self.store.by_token(self.tokens[row])
+        except SceneError:
+            return None
+        return found
+
+
+@dataclass
+class Run:
+    """What a run folder holds."""
+
+    path: Path
+    summary: dict[str, Any]
+    metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """phase -> rows of ``metrics.jsonl`` in the order of their steps"""
+    config: str | None = None
+    heldout: Heldout | None = None
+    missing: list[str] = field(default_factory=list)
+    """What could not be read, one sentence each."""
+
+    def series(self, phase: str, key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Steps and values of a number of a phase, rows without it left out."""
+        rows = [r for r in self.metrics.get(phase, []) if isinstance(r.get("step"), (int, float)) and _is_number(r.get(key))]
+        return np.array([r["step"] for r in rows], float), np.array([r[key] for r in rows], float)
+
+    def score(self, planner: str) -> float | None:
+        """Mean held-out score of a planner."""
+        value = self.summary["heldout"].get(planner)
+        return float(value) if _is_number(value) else None
+
+    def sub_score(self, planner: str, key: str) -> float | None:
+        """Mean held-out sub-score of a planner."""
+        value = (self.summary.get("subscores") or {}).get(planner, {}).get(key)
+        return float(value) if _is_number(value) else None
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read a run folder. Raises ``RunError`` if ``summary.json`` is missing or unusable; all else may be missing."""
+    run_dir = Path(run_dir)
+    path = run_dir / "summary.json"
+    if not path.is_file():
+        raise RunError(
+            f"there is no {path}: a run's report needs it. It is written when training ends; "
+            f"finish the run with `vla-models train {run_dir / 'config.yaml'} --resume {run_dir}`"
+        )
+    try:
+        summary = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON ({error}); finish the run again to rewrite it") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("heldout"), dict):
+        raise RunError(f'{path} has no "heldout" scores; finish the run again to rewrite it')
+    run = Run(run_dir, summary)
+    for name in PLANNERS:
+        if run.score(name) is None:
+            run.missing.append(f"summary.json has no held-out score of {name}.")
+    config = run_dir / "config.yaml"
+    if config.is_file():
+        run.config = config.read_text(errors="replace")
+    else:
+        run.missing.append("config.yaml is missing: the settings of the run are unknown.")
+    _read_metrics(run)
+    _read_heldout(run)
+    return run
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _read_metrics(run: Run) -> None:
+    path = run.path / "metrics.jsonl"
+    if not path.is_file():
+        run.missing.append("metrics.jsonl is missing: there are no learning curves.")
+        return
+    bad = 0
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            run.metrics.setdefault(str(row["phase"]), []).append(row)
+        except (ValueError, KeyError, TypeError):
+            bad += bool(line.strip())
+    for rows in run.metrics.values():
+        rows.sort(key=lambda row: row["step"] if _is_number(row.get("step")) else 0)
+    if bad:
+        run.missing.append(f"{bad} line(s) of metrics.jsonl could not be read and are left out.")
+
+
+def _read_heldout(run: Run) -> None:
+    path = run.path / "heldout.npz"
+    if not path.is_file():
+        run.missing.append("heldout.npz is missing: there are no pictures of scenes.")
+        return
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        tokens = [str(token) for token in arrays["tokens"]]
+    except Exception as error:  # a damaged zip raises many kinds
+        run.missing.append(f"heldout.npz could not be read ({type(error).__name__}: {error}): there are no pictures of scenes.")
+        return
+    plans, scores = {}, {}
+    for name in PLANNERS:
+        plan = arrays.get(f"{name}_plans")
+        if plan is not None and plan.shape[:1] == (len(tokens),) and plan.ndim == 3:
+            plans[name] = plan
+        found = {key: arrays.get(f"{name}_{key}") for key in ("score", *SUB_SCORES)}
+        scores[name] = {k: np.asarray(v, float) for k, v in found.items() if v is not None and v.shape == (len(tokens),)}
+    run.heldout = Heldout(tokens, plans, scores)
+    where = str(arrays.get("scene_store", ""))
+    if not where:
+        run.missing.append("heldout.npz does not name its scene file: the scenes cannot be drawn.")
+        return
+    from vla_models.scenes.store import SceneStore
+
+    try:
+        run.heldout.store = SceneStore.open(Path(where))
+    except SceneError as error:
+        run.missing.append(f"The held-out scenes cannot be drawn: {error}")
