@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,7 +133,8 @@ def evaluate(
     model = VLAForDriving.from_pretrained(checkpoint).eval()
     model.require("evaluated")
     scenes = build_scenes(settings, "heldout")
-    options: dict[str, Any] = {"version": settings.environment.score_version, "threads": settings.training.threads or 1}
+    threads = settings.training.threads or len(os.sched_getaffinity(0))
+    options: dict[str, Any] = {"version": settings.environment.score_version, "threads": threads}
     results = {name: evaluate_baseline(name, scenes, **options).means() for name in BASELINES}
     results[str(checkpoint)] = evaluate_model(model, scenes, **options).means()
     _print_scores(results, len(scenes))

@@ -23,7 +23,7 @@ from vla_models.config import VLAConfig
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError, NotImplementedByModel, SceneError
 from vla_models.interface import VLAForDriving, VLAInterface
 from vla_models.models.tiny_vla import TinyVLA
-from vla_models.scoring.rewards import METRICS
+from vla_models.scoring.rewards import METRICS, Reward
 from vla_models.training.metrics import MetricsLog, read_metrics
 from vla_models.training.trainer import Trainer
 
@@ -217,6 +217,34 @@ def test_divergence_stops_with_the_step(tmp_path: Path) -> None:
 
     with pytest.raises(DivergenceError, match=r"rl step 1: the gradient's norm is"):
         run("gradient", Exploding(), "algorithm.group_size=16")
+
+
+class Failing(Reward):
+    """Has no number for every ``nth`` plan of a scene."""
+
+    nth = 3
+
+    def __call__(self, scores: Any) -> Any:
+        reward, terms = super().__call__(scores)
+        reward = reward.copy()
+        reward[:, :: self.nth] = np.nan
+        return reward, terms
+
+
+def test_invalid_episodes_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("training.imitation.steps=0", "algorithm.kl_coef=0.0", "algorithm.group_size=6")
+    some = trainer(tmp_path / "some", *options, model=Tabular())
+    some.env.reward = Failing()
+    some.run()
+    rows = [row for row in read_metrics(tmp_path / "some") if row["phase"] == "rl"]
+    assert [row["invalid"] for row in rows] == [4] * STEPS
+    assert all(math.isfinite(row["reward_mean"]) for row in rows)
+
+    monkeypatch.setattr(Failing, "nth", 1)
+    none = trainer(tmp_path / "none", *options, model=Tabular())
+    none.env.reward = Failing()
+    with pytest.raises(SceneError, match="rl step 1: the scorer had a number for none of 12 plans"):
+        none.run()
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_log(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ _OBJECT: Final = _box(-0.5, 0.5, -0.5, 0.5, 0.0, 1.0, _PAINT)
 _LIGHT: Final = (  # size (1, 1, 1): metres; larger than life, or its colour would be lost below a pixel at 30 m
     _box(-0.08, 0.08, -0.08, 0.08, 0.0, 3.2, {"all": "second"})
     + _box(-0.25, 0.2, -0.42, 0.42, 3.2, 5.3, {"all": "dark"})
+    # visors: from more than 65 degrees off its axis a lamp is hidden, so that cross traffic's green misleads nobody
+    + _box(0.2, 0.55, -0.45, -0.4, 3.2, 5.3, {"all": "dark"})
+    + _box(0.2, 0.55, 0.4, 0.45, 3.2, 5.3, {"all": "dark"})
     + _box(0.2, 0.26, -0.31, 0.31, 4.63, 5.22, {"front": "lamp_red"})
     + _box(0.2, 0.26, -0.31, 0.31, 3.95, 4.54, {"front": "lamp_yellow"})
     + _box(0.2, 0.26, -0.31, 0.31, 3.28, 3.86, {"front": "lamp_green"})

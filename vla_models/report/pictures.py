@@ -152,6 +152,9 @@ def health_curves(run: Run) -> bytes | None:
         _plain(ax, title)
         ax.plot(steps, values, color="#52606d", lw=0.6, alpha=0.35)
         ax.plot(steps, smoothed(values), color="#52606d", lw=1.6)
+        ax.ticklabel_format(axis="y", useOffset=False, style="plain")
+        if np.ptp(values) < 1e-6 + 1e-3 * abs(values[0]):  # a constant: do not blow up its rounding
+            ax.set_ylim(values[0] - 0.5 * max(abs(values[0]), 1e-3), values[0] + 0.5 * max(abs(values[0]), 1e-3))
     return _png(figure)
 
 
@@ -163,9 +166,11 @@ def _nothing(ax: Axes) -> None:
 
 def bird_picture(scene: Scene, plans: dict[str, npt.NDArray[Any]]) -> bytes:
     """A scene from above with plans; as much of it as they need."""
-    figure = _figure(4.0, 4.0)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 4.0))  # no layout engine: the road fills the picture, and it is drawn once instead of twice
     reach = max([float(np.abs(plan[:, :2]).max()) for plan in plans.values()] or [0.0])
-    draw_scene(scene, plans, figure.add_subplot(), extent=float(np.clip(1.35 * reach + 8.0, 36.0, 110.0)))
+    draw_scene(scene, plans, figure.add_axes((0.0, 0.0, 1.0, 1.0)), extent=float(np.clip(1.35 * reach + 8.0, 36.0, 110.0)))
     return _png(figure, dpi=110)
 
 

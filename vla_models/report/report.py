@@ -22,8 +22,8 @@ IMPROVED: Final = 4
 FAILURES: Final = 6
 """How many scenes are shown of each sort."""
 
-_MULTIPLIED: Final = ("nc", "dac", "ddc", "tlc")
-_WEIGHTS: Final = {"ep": 5.0, "ttc": 5.0, "comfort": 2.0, "lk": 2.0}
+FACTORS: Final = {"v1": ("nc", "dac"), "v2": ("nc", "dac", "ddc", "tlc")}
+WEIGHTS: Final = {"v1": {"ep": 5.0, "ttc": 5.0, "comfort": 2.0}, "v2": {"ep": 5.0, "ttc": 5.0, "comfort": 2.0, "lk": 2.0}}
 """How the PDM score is put together: factors, and the weights of the mean that they multiply."""
 
 
@@ -54,16 +54,18 @@ def write_report(run_dir: Path) -> Path:
     return out
 
 
-def lost_by(scores: dict[str, FloatArray], row: int) -> list[str]:
+def lost_by(scores: dict[str, FloatArray], row: int, version: str = "v1") -> list[str]:
     """Names of the sub-scores that cost row ``row`` its points, the gravest first.
 
-    The factors of the score (collision, area, direction, lights) come first wherever they are below 1, then the parts of its
-    weighted mean by what they cost. ``scores``: sub-score -> [n].
+    The factors of the score (collision, area, lights) come first wherever they are below 1, then the parts of its weighted mean
+    by what they cost. What does not count is not named: ``ddc`` in v1, and progress where a factor of 0 has voided it.
+    ``scores``: sub-score -> [n].
     """
     lost = {name: 1.0 - float(values[row]) for name, values in scores.items()}
-    factors = sorted((name for name in _MULTIPLIED if lost.get(name, 0.0) > 1e-9), key=lambda name: -lost[name])
-    parts = sorted((name for name in _WEIGHTS if lost.get(name, 0.0) > 0.02), key=lambda name: -_WEIGHTS[name] * lost[name])
-    return factors + parts
+    factors = sorted((name for name in FACTORS[version] if lost.get(name, 0.0) > 1e-9), key=lambda name: -lost[name])
+    void = any(lost[name] > 1.0 - 1e-9 for name in factors)
+    parts = [name for name in WEIGHTS[version] if lost.get(name, 0.0) > 0.02 and not (void and name == "ep")]
+    return factors + sorted(parts, key=lambda name: -WEIGHTS[version][name] * lost[name])
 
 
 def duration(seconds: float) -> str:
@@ -117,11 +119,13 @@ def _content(run: Run) -> dict[str, Any]:
         "after": after,
         "count": len(run.heldout.tokens) if run.heldout is not None else None,
         "sub_scores": [(name, SUB_SCORES[name][0]) for name in used],
+        "uncounted": [name for name in used if name not in FACTORS[run.version] and name not in WEIGHTS[run.version]],
+        "version": run.version,
         "table": table,
         "charts": drawn,
         "improved": improved,
         "failures": failures,
-        "losses": _losses(run.heldout) if run.heldout is not None else [],
+        "losses": _losses(run.heldout, run.version) if run.heldout is not None else [],
         "kinds": kinds,
         "planners": {name: title for name, (title, _) in PLANNERS.items()},
         "config": run.config,
@@ -146,8 +150,8 @@ def _scenes(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         gain = after - before
         improved = [int(row) for row in np.argsort(-gain, kind="stable")[:IMPROVED] if gain[row] > 0.01]
     failures = [int(row) for row in np.argsort(after, kind="stable") if after[row] < 0.999][: 3 * FAILURES]
-    failures = _varied(failures, lambda row: (lost_by(held.scores["rl"], row) or [""])[0], FAILURES)
-    cards = {row: _card(held, row) for row in dict.fromkeys(improved + failures)}
+    failures = _varied(failures, lambda row: (lost_by(held.scores["rl"], row, run.version) or [""])[0], FAILURES)
+    cards = {row: _card(held, row, run.version) for row in dict.fromkeys(improved + failures)}
     lacking = [held.tokens[row] for row, card in cards.items() if card is None]
     if lacking:
         run.missing.append(f"The scene file lacks {len(lacking)} scene(s) that would be shown, for example {lacking[0]}.")
@@ -167,7 +171,7 @@ def _varied(rows: list[int], sort: Callable[[int], str], count: int) -> list[int
     return chosen
 
 
-def _card(held: Heldout, row: int) -> dict[str, Any] | None:
+def _card(held: Heldout, row: int, version: str) -> dict[str, Any] | None:
     """One scene with its plans before and after, the reference's and what was lost; None where the scene is gone."""
     from vla_models.report.pictures import bird_picture, camera_picture
 
@@ -178,6 +182,7 @@ def _card(held: Heldout, row: int) -> dict[str, Any] | None:
     plans = {label: held.plans[name][row] for name, label in shown.items() if name in held.plans}
     image = next(iter(scene.images.values()), None)
     names = [name for name in SUB_SCORES if name in held.scores["rl"]]
+    counted = [name for name in names if name in FACTORS[version] or name in WEIGHTS[version]]
     rows = []
     for name, label in (("imitation", "before"), ("rl", "after")):
         scores = held.scores[name]
@@ -190,20 +195,32 @@ def _card(held: Heldout, row: int) -> dict[str, Any] | None:
         "bird": bird_picture(scene, plans),
         "camera": None if image is None else camera_picture(image),
         "names": names,
+        "counted": counted,
         "rows": rows,
         "before": float(held.scores["imitation"]["score"][row]) if "score" in held.scores["imitation"] else None,
         "after": float(held.scores["rl"]["score"][row]),
-        "lost": [(name, SUB_SCORES[name][1]) for name in lost_by(held.scores["rl"], row)],
+        "lost": [(name, SUB_SCORES[name][1]) for name in lost_by(held.scores["rl"], row, version)],
     }
 
 
-def _losses(held: Heldout) -> list[dict[str, Any]]:
-    """For each sub-score: share of held-out scenes that lose by it, by planner."""
+def _losses(held: Heldout, version: str) -> list[dict[str, Any]]:
+    """For each sub-score that counts: share of held-out scenes that lose by it, by planner."""
+    lost = {
+        planner: [lost_by({k: v for k, v in scores.items() if k != "score"}, row, version) for row in range(len(held.tokens))]
+        for planner, scores in held.scores.items()
+    }
     out = []
     for name, (title, loss) in SUB_SCORES.items():
-        shares = {p: float((s[name] < 0.98).mean()) for p, s in held.scores.items() if name in s and len(s[name])}
-        if shares:
-            out.append({"name": name, "title": title, "loss": loss, "shares": [shares.get(p) for p in PLANNERS]})
+        if name not in FACTORS[version] and name not in WEIGHTS[version]:
+            continue
+        shares = [
+            sum(name in names for names in lost[planner]) / len(lost[planner])
+            if lost[planner] and name in held.scores[planner]
+            else None
+            for planner in PLANNERS
+        ]
+        if any(share is not None for share in shares):
+            out.append({"name": name, "title": title, "loss": loss, "shares": shares})
     return out
 
 

@@ -79,6 +79,15 @@ class Run:
         rows = [r for r in self.metrics.get(phase, []) if isinstance(r.get("step"), (int, float)) and _is_number(r.get(key))]
         return np.array([r["step"] for r in rows], float), np.array([r[key] for r in rows], float)
 
+    @property
+    def version(self) -> str:
+        """Which PDM score the run was measured by: "v1" or "v2"."""
+        versions = self.summary.get("versions")
+        named = versions.get("score") if isinstance(versions, dict) else None
+        if named in ("v1", "v2"):
+            return str(named)
+        return "v2" if any(self.sub_score(planner, "tlc") is not None for planner in PLANNERS) else "v1"
+
     def score(self, planner: str) -> float | None:
         """Mean held-out score of a planner."""
         value = self.summary["heldout"].get(planner)
@@ -86,7 +95,9 @@ class Run:
 
     def sub_score(self, planner: str, key: str) -> float | None:
         """Mean held-out sub-score of a planner."""
-        value = (self.summary.get("subscores") or {}).get(planner, {}).get(key)
+        found = self.summary.get("subscores")
+        scores = found.get(planner) if isinstance(found, dict) else None
+        value = scores.get(key) if isinstance(scores, dict) else None
         return float(value) if _is_number(value) else None
 
 

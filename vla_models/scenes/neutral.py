@@ -199,7 +199,9 @@ def _red_lights(f: _Fields, polygons: Polygons) -> RedLights:
         name = f"red_lights[{i}]"
         connector_id = str(f.member(name, row, "id"))
         if connector_id not in index:
-            raise f.error(f"{name}.id", f"is {connector_id!r}, which is no lane_connector of the map; {did_you_mean(connector_id, index)}")
+            raise f.error(
+                f"{name}.id", f"is {connector_id!r}, no lane_connector of the map; {did_you_mean(connector_id, index)}"
+            )
         where[i] = index[connector_id]
         red[i] = f.numbers(f"{name}.steps", f.member(name, row, "steps"), (TRACK_STEPS,)) != 0.0
     return RedLights(polygon=where, red=red)
@@ -212,7 +214,8 @@ def write_scene(scene: Scene, path: str | Path) -> None:
     def out(rows: npt.NDArray[np.float64]) -> list[list[float]]:
         shifted = rows.copy()
         shifted[:, :2] += scene.origin
-        return shifted.tolist()
+        listed: list[list[float]] = shifted.tolist()
+        return listed
 
     p, tracks = scene.polygons, scene.tracks
     data = {

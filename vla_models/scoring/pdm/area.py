@@ -221,7 +221,7 @@ def prepare_red_areas(scene: Scene) -> RedAreas:
 def inside(
     shapes: FloatArray, cells: FloatArray, edges: FloatArray, p: int, xs: FloatArray, ys: FloatArray, wanted: int
 ) -> int:
-    """Bit k is set where point (xs[k], ys[k]) lies inside polygon ``p``, not on its border; only bits of ``wanted`` are asked."""
+    """Bit k is set where point (xs[k], ys[k]) lies inside polygon ``p``, not on its border; only ``wanted`` bits are asked."""
     found = 0
     for k in range(xs.shape[0]):
         if wanted & (1 << k) == 0:

@@ -85,7 +85,7 @@ def proposal_scores(scene: Scene, seen: Forecast, poses: FloatArray, version: Ve
     red_now = RedLights(seen.red_polygons, np.ones((len(seen.red_polygons), TRACK_STEPS), dtype=np.bool_))
     believed = scene.with_(tracks=seen.tracks, red_lights=red_now)
     number = VERSIONS.index(version) + 1
-    states = track(poses, scene.ego)
+    states = track(poses, scene.ego.copy())  # a copy is writable: kernels are compiled anew for read-only arrays
     boxes, flags = np.empty((len(poses), STEPS, 5)), np.empty((len(poses), STEPS), np.uint8)
     table = np.empty((TABLE_ROWS, len(poses)))
     rate_kernel(

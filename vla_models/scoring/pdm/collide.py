@@ -11,6 +11,7 @@ Official quirks that are kept: type and "stopped" come from an agent's first app
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import numba
@@ -117,7 +118,7 @@ def _meets(
 ) -> bool:  # fmt: skip
     """Whether the box at (x, y) with direction (c, s) meets agent ``a`` at step ``t`` (touching counts; absent: False)."""
     dx, dy, bc, bs = boxes[a, t, 0] - x, boxes[a, t, 1] - y, boxes[a, t, 2], boxes[a, t, 3]
-    if np.isnan(dx):
+    if dx != dx:
         return False
     length, width = extents[a, 0], extents[a, 1]
     cr, sr = abs(bc * c + bs * s), abs(bs * c - bc * s)
@@ -127,7 +128,7 @@ def _meets(
         return False
     if abs(dx * bc + dy * bs) > length + half_length * cr + half_width * sr:
         return False
-    return abs(dy * bc - dx * bs) <= width + half_length * sr + half_width * cr
+    return not abs(dy * bc - dx * bs) > width + half_length * sr + half_width * cr
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -143,10 +144,17 @@ def footprint_kernel(states: FloatArray, out: FloatArray) -> None:
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _direction_cosine(dx: float, dy: float, c: float, s: float) -> float:
-    """Cosine of the angle between (c, s) and (dx, dy), computed as the official code does: it may exceed 1 by rounding."""
-    norm = np.sqrt(dx * dx + dy * dy)
+def _direction_cosine(boxes: FloatArray, a: int, t: int, x: float, y: float, c: float, s: float) -> float:
+    """Cosine of the angle between (c, s) and the line from (x, y) to agent ``a`` at step ``t``; rounding may carry it past 1."""
+    dx, dy = boxes[a, t, 0] - x, boxes[a, t, 1] - y
+    norm = math.sqrt(dx * dx + dy * dy)
     return c * (dx / norm) + s * (dy / norm)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _is_behind(cosine: float) -> bool:
+    """More than 150 degrees off the heading; past -1 the official ``arccos`` is NaN and nothing is behind."""
+    return -1.0 <= cosine < _BEHIND
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -185,7 +193,7 @@ def collision_kernel(
                     fault = False
                 elif agents.stopped[a]:
                     fault = True
-                elif -1.0 <= _direction_cosine(others[a, t, 0] - states[n, t, 0], others[a, t, 1] - states[n, t, 1], c, s) < _BEHIND:
+                elif _is_behind(_direction_cosine(others, a, t, states[n, t, 0], states[n, t, 1], c, s)):
                     fault = False
                 elif _meets(x + HALF_LENGTH * c, y + HALF_LENGTH * s, c, s, 0.0, HALF_WIDTH, others, extents, a, t):
                     fault = True  # the front edge, a box without length
@@ -247,9 +255,9 @@ def time_to_collision_kernel(
                     nearest = 0.0
                     if _meets(x, y, c, s, HALF_LENGTH, HALF_WIDTH, others, extents, a, j):
                         met = True
-                        cosine = _direction_cosine(others[a, j, 0] - states[n, t, 0], others[a, j, 1] - states[n, t, 1], c, s)
+                        cosine = _direction_cosine(others, a, j, states[n, t, 0], states[n, t, 1], c, s)
                         inside = (areas[n, t] & (MULTIPLE_LANES | NON_DRIVABLE | REAR_AXLE_IN_INTERSECTION)) != 0
-                        if _AHEAD < cosine <= 1.0 or (inside and not -1.0 <= cosine < _BEHIND):
+                        if _AHEAD < cosine <= 1.0 or (inside and not _is_behind(cosine)):
                             score[n] = 0.0
                             index[n] = float(t)
                         break

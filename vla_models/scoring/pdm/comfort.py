@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.errors import PlanError
 from vla_models.scoring.pdm.track import DT, REAR_AXLE_TO_CENTER, STEPS
 
 FloatArray = npt.NDArray[np.float64]
@@ -96,10 +97,10 @@ def _apply(operator: FloatArray, column: FloatArray, out: FloatArray) -> None:
 
 @numba.njit(cache=True, error_model="numpy")
 def _bounded(values: FloatArray, low: float, high: float) -> bool:
-    for i in range(values.shape[0]):
-        if not low < values[i] < high:
-            return False
-    return True
+    least, most = values[0], values[0]
+    for i in range(1, values.shape[0]):
+        least, most = min(least, values[i]), max(most, values[i])
+    return low < least and most < high
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -187,19 +188,23 @@ def _extended_kernel(first: FloatArray, second: FloatArray, operator: FloatArray
                 score[n] = 0.0
 
 
-def extended_comfort(first: npt.ArrayLike, second: npt.ArrayLike) -> FloatArray:
-    """EC [N] in {0, 1} of driven states [N, T, 11] of two consecutive frames over the T >= 15 steps that both cover.
+def extended_comfort(current: npt.ArrayLike, previous: npt.ArrayLike, apart: int = 5) -> FloatArray:
+    """EC [N] in {0, 1} of driven states [N, 41, 11] (each in its own frame) planned at two moments, ``apart`` steps apart.
 
-    1 where the root mean square differences of acceleration (0.7 m/s^2), jerk (0.5 m/s^3), yaw rate (0.1 rad/s) and yaw
-    acceleration (0.1 rad/s^2) all stay within the limits.
+    Over the steps that both cover (the current plan but for its end, the previous one but for its beginning), the root mean
+    square differences of acceleration (0.7 m/s^2), jerk (0.5 m/s^3), yaw rate (0.1 rad/s) and yaw acceleration (0.1 rad/s^2)
+    must stay within these limits.
     """
-    a, b = (np.ascontiguousarray(x, dtype=np.float64) for x in (first, second))
-    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 11:
-        raise ValueError(f"states have shapes {a.shape} and {b.shape}, expected the same [N, T, 11]")
-    score = np.empty(len(a))
-    operator = operators(2, a.shape[1]).copy()
-    operator[_YAW_ACCELERATION] = savgol(a.shape[1], 5, 2, 2).T  # here the official code keeps the quadratic fit
-    _extended_kernel(a, b, operator, score)
+    now, then = (np.ascontiguousarray(x, dtype=np.float64) for x in (current, previous))
+    if now.shape != then.shape or now.shape[1:] != (STEPS, 11):
+        raise PlanError(f"driven states have shapes {now.shape} and {then.shape}, expected the same [N, {STEPS}, 11]")
+    if not 1 <= apart <= STEPS - 15:
+        raise PlanError(f"frames {apart} steps apart cannot be compared; expected 1 to {STEPS - 15} (usually 5: 0.5 s)")
+    samples = STEPS - apart
+    operator = operators(2, samples).copy()
+    operator[_YAW_ACCELERATION] = savgol(samples, 5, 2, 2).T  # here the official code keeps the quadratic fit
+    score = np.empty(len(now))
+    _extended_kernel(np.ascontiguousarray(now[:, :samples]), np.ascontiguousarray(then[:, apart:]), operator, score)
     return score
 
 

@@ -91,8 +91,8 @@ def _check(scene: Scene) -> None:
     if scene.tracks.states.shape[1:] != (TRACK_STEPS, 5):
         raise SceneError(f"{name} has tracks of shape {scene.tracks.states.shape}, expected [A, {TRACK_STEPS}, 5]")
     for what, values in (
-        ("ego", scene.ego), ("reference", scene.reference), ("centerline", scene.centerline), ("polygons", scene.polygons.vertices),
-        ("ego_history", scene.ego_history), ("human", scene.human), ("tracks.size", scene.tracks.size),
+        ("ego", scene.ego), ("ego_history", scene.ego_history), ("reference", scene.reference), ("human", scene.human),
+        ("centerline", scene.centerline), ("polygons", scene.polygons.vertices), ("tracks.size", scene.tracks.size),
     ):  # fmt: skip
         if values is not None and not np.isfinite(values).all():
             raise SceneError(f"{name} has numbers in {what!r} that are not finite")

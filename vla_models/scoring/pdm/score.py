@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numba
@@ -86,7 +86,7 @@ class PDMScores:
     """[S, N, 41, 3] in several lanes, off the drivable area, against the traffic; on request."""
 
     def terms(self) -> dict[str, FloatArray]:
-        """The sub-scores by their official short names (``comfort`` in v1, ``hc``, ``tlc`` and ``lk`` in v2), without the total."""
+        """The sub-scores by their short names (v1 has ``comfort``, v2 ``hc``, ``tlc`` and ``lk``), without the total."""
         terms = {"nc": self.nc, "dac": self.dac, "ddc": self.ddc, "ep": self.ep, "ttc": self.ttc}
         if self.tlc is None or self.lk is None:
             return {**terms, "comfort": self.comfort}
@@ -170,8 +170,9 @@ def rate_states(scene: PreparedScene, states: FloatArray, version: Version) -> F
     table = np.zeros((_ROWS, len(states)))
     boxes, flags = np.empty((len(states), STEPS, 5)), np.empty((len(states), STEPS), np.uint8)
     rate_kernel(
-        states, scene.agents, scene.areas, scene.red_areas, scene.line, *_comfort_inputs(scene, number), number, boxes, flags, table
-    )
+        states, scene.agents, scene.areas, scene.red_areas, scene.line, *_comfort_inputs(scene, number), number,
+        boxes, flags, table,
+    )  # fmt: skip
     return table
 
 
@@ -251,7 +252,8 @@ def score(
             one(s)
 
     row = np.ascontiguousarray(table.transpose(1, 0, 2))
-    areas = None if all_flags is None else np.stack([(all_flags & b) != 0 for b in (MULTIPLE_LANES, NON_DRIVABLE, ONCOMING)], -1)
+    bits = (MULTIPLE_LANES, NON_DRIVABLE, ONCOMING)
+    areas = None if all_flags is None else np.stack([(all_flags & bit) != 0 for bit in bits], axis=-1)
     return PDMScores(
         version=version, tokens=tuple(s.token for s in listed), score=row[_SCORE],
         nc=row[_NC], dac=row[_DAC], ddc=row[_DDC], tlc=None if number == 1 else row[_TLC], ep=row[_EP], ttc=row[_TTC],
@@ -259,3 +261,37 @@ def score(
         nc_idx=row[_NC_INDEX], ttc_idx=row[_TTC_INDEX], ref_progress_raw=reference[:, 0], ref_mult=reference[:, 1],
         states=all_states, ego_areas=areas,
     )  # fmt: skip
+
+
+def human_filtered(scenes: Scene | PreparedScene | Sequence[Scene | PreparedScene], scores: PDMScores) -> PDMScores:
+    """``scores`` (v2) after the official human filter: sub-scores become 1 in which the scene's recorded human got 0.
+
+    ``mult`` follows; ``score`` stays as it was, because the official ``pdm_score`` column does. The total over filtered
+    sub-scores is ``extended_score``. Scenes without a human plan stay as they are.
+    """
+    if scores.tlc is None or scores.lk is None:
+        raise ValueError("the human filter belongs to version 2 of the PDM score; score with version='v2'")
+    listed = [scenes] if isinstance(scenes, (Scene, PreparedScene)) else list(scenes)
+    terms = {name: getattr(scores, name).copy() for name in ("nc", "dac", "ddc", "tlc", "ttc", "lk")}
+    for s, scene in enumerate(listed):
+        ready = prepared(scene)
+        if ready.human is None:
+            continue
+        poses, states = np.empty((1, STEPS, 3)), np.empty((1, STEPS, 11))
+        interpolate_kernel(ready.human, ready.ego, ready.interval, ready.fraction, poses)
+        track_kernel(poses, ready.ego, VELOCITY_OPERATOR, states)
+        table = rate_states(ready, states, "v2")
+        # progress and history comfort are left out: scored alone, the human has full progress, and no history is given
+        for name, row in (("nc", _NC), ("dac", _DAC), ("ddc", _DDC), ("tlc", _TLC), ("ttc", _TTC), ("lk", _LK)):
+            if table[row, 0] == 0.0:
+                terms[name][s] = 1.0
+    return replace(scores, **terms, mult=terms["nc"] * terms["dac"] * terms["ddc"] * terms["tlc"])
+
+
+def extended_score(scores: PDMScores, extended_comfort: npt.ArrayLike) -> FloatArray:
+    """EPDMS [S, N] of version-2 ``scores`` (human-filtered or not) with extended comfort [S, N] included, as the official
+    ``compute_final_scores`` computes it: mult (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16."""
+    if scores.lk is None:
+        raise ValueError("EPDMS belongs to version 2 of the PDM score; score with version='v2'")
+    comfort = 2.0 * scores.comfort + 2.0 * np.asarray(extended_comfort, dtype=np.float64)
+    return scores.mult * (5.0 * scores.ep + 5.0 * scores.ttc + 2.0 * scores.lk + comfort) / 16.0

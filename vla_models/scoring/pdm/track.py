@@ -13,6 +13,7 @@ Constants: NavSim ``BatchLQRTracker`` and ``BatchKinematicBicycleModel`` default
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numba
@@ -104,7 +105,7 @@ def wrap(angle: float) -> float:
     """``angle`` brought to [-pi, pi]; unchanged where it lies inside."""
     if -np.pi < angle < np.pi:
         return angle
-    return np.arctan2(np.sin(angle), np.cos(angle))
+    return math.atan2(math.sin(angle), math.cos(angle))
 
 
 @numba.njit(cache=True, error_model="numpy")
