@@ -13,7 +13,8 @@ IntArray = npt.NDArray[np.int64]
 @numba.njit(cache=True)
 def _cross(ring: FloatArray, a: int, b: int, c: int) -> float:
     """Twice the signed area of triangle (a, b, c) of ``ring``; positive where it turns left."""
-    return (ring[b, 0] - ring[a, 0]) * (ring[c, 1] - ring[a, 1]) - (ring[b, 1] - ring[a, 1]) * (ring[c, 0] - ring[a, 0])
+    ux, uy = ring[b, 0] - ring[a, 0], ring[b, 1] - ring[a, 1]
+    return float(ux * (ring[c, 1] - ring[a, 1]) - uy * (ring[c, 0] - ring[a, 0]))
 
 
 @numba.njit(cache=True)
@@ -156,9 +157,9 @@ def lane_ends(ring: FloatArray, n: int) -> tuple[int, int]:
             j = (i + 1) % n
             if k == 1 and (i == first or j == first or i == (first + 1) % n):
                 continue
-            # the length breaks ties between the sides of a rectangle
+            # sides of two vertices turn like ends: the length tells them apart (0.05 rad a metre)
             length = np.hypot(ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1])
-            score = sign * (_turn(ring, n, i) + _turn(ring, n, j)) - 1e-3 * length
+            score = sign * (_turn(ring, n, i) + _turn(ring, n, j)) - 0.05 * length
             if score > best:
                 best = score
                 if k == 0:

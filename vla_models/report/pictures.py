@@ -69,7 +69,7 @@ def smoothed(values: FloatArray) -> FloatArray:
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     lo, hi = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (total[hi] - total[lo]) / (hi - lo)
+    return np.asarray((total[hi] - total[lo]) / (hi - lo), dtype=np.float64)
 
 
 def learning_curve(run: Run) -> bytes | None:

@@ -90,15 +90,13 @@ class Run:
 
     def score(self, planner: str) -> float | None:
         """Mean held-out score of a planner."""
-        value = self.summary["heldout"].get(planner)
-        return float(value) if _is_number(value) else None
+        return _number(self.summary["heldout"].get(planner))
 
     def sub_score(self, planner: str, key: str) -> float | None:
         """Mean held-out sub-score of a planner."""
         found = self.summary.get("subscores")
         scores = found.get(planner) if isinstance(found, dict) else None
-        value = scores.get(key) if isinstance(scores, dict) else None
-        return float(value) if _is_number(value) else None
+        return _number(scores.get(key)) if isinstance(scores, dict) else None
 
 
 def read_run(run_dir: Path) -> Run:
@@ -128,6 +126,10 @@ def read_run(run_dir: Path) -> Run:
     _read_metrics(run)
     _read_heldout(run)
     return run
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if _is_number(value) else None
 
 
 def _is_number(value: object) -> bool:

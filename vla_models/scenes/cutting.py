@@ -8,8 +8,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from vla_models.geometry import resample, to_frame, wrap_angle
-from vla_models.scenes.routes import Paths
+from vla_models.geometry import to_frame, wrap_angle
+from vla_models.scenes.routes import Paths, resample_path
 from vla_models.scenes.scene import COMMANDS, DT, LAYERS, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene, Tracks
 from vla_models.scenes.signals import RED
 from vla_models.scenes.situations import PACIFICA, Stage, Unsuitable
@@ -34,9 +34,11 @@ LINE_AHEAD: Final = 120.0
 COMMAND_AHEAD: Final = 20.0
 COMMAND_OFFSET: Final = 2.0
 """The command is left (right) if the centre line so many metres ahead lies that far to the left (right): NavSim's rule."""
+_SMOOTH: Final = np.full(5, 0.2)
 ROUTE_POINTS: Final = 10
 ROUTE_STEP: Final = 5.0
 """Route points told to the model, and the metres between them."""
+_TOLD: Final = np.array([COMMAND_AHEAD, *(ROUTE_STEP * np.arange(1, ROUTE_POINTS + 1))])
 
 
 @numba.njit(cache=True)
@@ -82,9 +84,8 @@ def _keep_disjoint(center, heading, size, keep):  # type: ignore[no-untyped-def]
 
 def _ego_states(stage: Stage, motion: Motion) -> FloatArray:
     """[T, 11] the ego's states over the whole simulation (columns ``EGO_COLUMNS``), consistent with its path's curvature."""
-    heading = np.unwrap(stage.drive[:, 2])
-    smooth = np.convolve(np.pad(heading, 2, mode="edge"), np.full(5, 0.2), mode="valid")
-    curvature = np.interp(motion.travelled[:, 0], np.arange(stage.points), np.gradient(smooth))
+    turned = wrap_angle(np.diff(stage.drive[:, 2]))
+    curvature = np.interp(motion.travelled[:, 0], np.arange(stage.points - 1) + 0.5, np.convolve(turned, _SMOOTH, mode="same"))
     speed, pose = motion.speed[:, 0], motion.pose[:, 0]
     out = np.zeros((len(pose), 11))
     out[:, :2], out[:, 2] = pose[:, :2], wrap_angle(pose[:, 2])
@@ -143,7 +144,8 @@ def cut_scene(
     shown = shown[np.argsort(distance[shown], kind="stable")][:MAX_TRACKS]
     states = np.full((len(shown), TRACK_STEPS, 5), np.nan)
     heading = pose[:, shown, 2].T
-    turning = np.gradient(np.unwrap(heading, axis=1), DT, axis=1) * agents[shown, column("center"), None]
+    turned = wrap_angle(np.diff(heading, axis=1)) / DT
+    turning = np.concatenate([turned, turned[:, -1:]], axis=1) * agents[shown, column("center"), None]
     speed = motion.speed[future][:, shown].T
     states[..., :2] = center[:, shown].transpose(1, 0, 2) - origin
     states[..., 2] = wrap_angle(heading)
@@ -177,13 +179,13 @@ def cut_scene(
     light_heads = np.concatenate([heads[lit] - np.array([*origin, 0.0]), light_state[t, lit, None].astype(np.float64)], axis=1)
 
     at = np.arange(-min(LINE_BEHIND, s), min(LINE_AHEAD, float(paths.length[0]) - s))
-    whole = stage.path.pose[0, : int(paths.length[0]) + 1]
-    line = resample(whole, at + s) - np.array([*origin, 0.0])
+    line = resample_path(stage.path.pose[0], at + s)
+    line[:, :2] -= origin
     here = ego[t].copy()
     here[:2] = 0.0
     history = ego[t - 5 * HISTORY : t + 1 : 5].copy()
     history[:, :2] -= origin
-    ahead = to_frame(resample(whole, s + np.array([COMMAND_AHEAD, *(ROUTE_STEP * np.arange(1, ROUTE_POINTS + 1))])), ego[t, :3])
+    ahead = to_frame(resample_path(stage.path.pose[0], s + _TOLD), ego[t, :3])
     side = ahead[0, 1]
     command = "left" if side >= COMMAND_OFFSET else "right" if side <= -COMMAND_OFFSET else "straight"
     every = round(PLAN_DT / DT)

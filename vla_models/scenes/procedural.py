@@ -3,7 +3,8 @@
 A candidate is a place in a town, a cast (``situations``), a traffic simulation with a human-like ego (``simulation.traffic``)
 and a moment cut out of it (``cutting``). Candidates are filtered the way NavSim filtered navtrain and navtest:
 
-- a scene that a constant-velocity plan solves (PDMS v1 above ``TRIVIAL``) is dropped;
+- a scene that a constant-velocity plan solves (PDMS v1 above ``TRIVIAL``) is dropped, but for a share of ``KEEP_TRIVIAL``:
+  a planner must also learn when there is nothing to do;
 - a scene in which both the recorded human and PDM-Closed do badly (PDMS v1 below ``SOUND``) is dropped;
 - a scene in which one of them does badly is kept with probability ``KEEP_HARD``: NavSim's test set has such scenes (PDM-Closed
   has 0.89 there, people 0.95), and without them everything that its tracker finds hard, like tight turns, would be missing.
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 KINDS: Final = tuple(SITUATIONS)
 """Kinds of scenes."""
 TRIVIAL: Final = 0.8
-"""Constant velocity may score at most this (NavSim's own bound)."""
+"""Constant velocity should score at most this (NavSim's own bound) …"""
+KEEP_TRIVIAL: Final = 0.2
+"""… where it scores more, the scene is kept with this probability."""
 SOUND: Final = 0.8
 """The human (NavSim's own rule) and PDM-Closed should score at least this …"""
 KEEP_HARD: Final = 0.25
@@ -97,9 +100,12 @@ class Candidate:
     pdm_closed: float
 
     def accepted(self, rng: np.random.Generator) -> bool:
-        """Whether the filter lets the scene pass; draws one number for the hard ones."""
+        """Whether the filter lets the scene pass; chance decides for the trivial and the hard ones."""
+        trivial, hard = rng.random(2)
         failed = (self.human < SOUND) + (self.pdm_closed < SOUND)
-        return self.constant_velocity <= TRIVIAL and (failed == 0 or (failed == 1 and rng.random() < KEEP_HARD))
+        if self.constant_velocity > TRIVIAL and trivial >= KEEP_TRIVIAL:
+            return False
+        return failed == 0 or (failed == 1 and hard < KEEP_HARD)
 
 
 def _identity(spec: ProceduralSpec) -> str:

@@ -246,6 +246,15 @@ def lay_paths(net: RoadNet, lanes: list[list[int]], start: npt.ArrayLike, points
     return out
 
 
+def resample_path(pose: FloatArray, at: FloatArray) -> FloatArray:
+    """Poses [m, 3] of one path [P, 3] ``at`` metres along it (within it); headings interpolate the short way."""
+    k = np.minimum(at.astype(np.int64), len(pose) - 2)
+    a, b, u = pose[k], pose[k + 1], (at - k)[:, None]
+    out = a + u * (b - a)
+    out[:, 2] = wrap_angle(a[:, 2] + u[:, 0] * wrap_angle(b[:, 2] - a[:, 2]))
+    return out
+
+
 def shift(pose: FloatArray, offset: FloatArray) -> FloatArray:
     """Path [P, 3] moved sideways by ``offset`` [P] metres (left positive), headings turned to follow."""
     x = pose[:, 0] - offset * np.sin(pose[:, 2])

@@ -41,24 +41,21 @@ def light_states(
     near = np.flatnonzero(np.hypot(*(graph.light_pose[:, :2] - center).T) < radius)
     if own >= 0 and own not in near:
         near = np.append(near, own)
-    states = np.zeros((steps, len(near)), dtype=np.int8)
-    time = np.arange(steps) * tick
-    for junction in np.unique(graph.light_junction[near]):
-        members = np.flatnonzero(graph.light_junction[near] == junction)
-        lead = int(members[0])
-        green = float(rng.uniform(8.0, 18.0))
-        half = green + YELLOW_TIME + CLEARING_TIME
-        yellow_at = float(rng.uniform(0.0, 2.0 * half))
-        if own >= 0 and own_green_until is not None and graph.light_junction[own] == junction:
-            lead, yellow_at = int(np.flatnonzero(near == own)[0]), own_green_until
-            green = max(green, yellow_at + 1.0)  # it has been green since the start
-            half = green + YELLOW_TIME + CLEARING_TIME
-        axis = graph.light_pose[near[lead], 2]
-        for k in members:
-            same = abs(np.sin(graph.light_pose[near[k], 2] - axis)) < np.sqrt(0.5)
-            since = (time - yellow_at - (0.0 if same else half)) % (2.0 * half)  # since this axis turned yellow
-            states[:, k] = np.where(since < YELLOW_TIME, YELLOW, np.where(since < 2.0 * half - green, RED, GREEN))
-    return near, states
+    junctions, member = np.unique(graph.light_junction[near], return_inverse=True)
+    green = rng.uniform(8.0, 18.0, len(junctions))
+    yellow_at = rng.random(len(junctions)) * 2.0 * (green + YELLOW_TIME + CLEARING_TIME)
+    axis = np.empty(len(junctions))
+    axis[member[::-1]] = graph.light_pose[near[::-1], 2]  # each junction's first light leads it
+    if own >= 0 and own_green_until is not None:
+        j = int(member[np.flatnonzero(near == own)[0]])
+        axis[j], yellow_at[j] = graph.light_pose[own, 2], own_green_until
+        green[j] = max(green[j], own_green_until + 1.0)  # it has been green since the start
+    half = (green + YELLOW_TIME + CLEARING_TIME)[member]
+    same = np.abs(np.sin(graph.light_pose[near, 2] - axis[member])) < np.sqrt(0.5)
+    begin = yellow_at[member] + np.where(same, 0.0, half)
+    since = (np.arange(steps)[:, None] * tick - begin) % (2.0 * half)  # seconds since this light turned yellow
+    states = np.where(since < YELLOW_TIME, YELLOW, np.where(since < 2.0 * half - green[member], RED, GREEN))
+    return near, states.astype(np.int8)
 
 
 def stop_points(
@@ -69,12 +66,13 @@ def stop_points(
     at, which = np.zeros((count, _STOPS)), np.full((count, _STOPS), -1, dtype=np.int64)
     column = np.full(len(net.graph.light_pose) + 1, -1, dtype=np.int64)
     column[near] = np.arange(len(near))
-    light = column[net.light[paths.lane]]
-    enters = (paths.lane[:, 1:] != paths.lane[:, :-1]) & (light[:, 1:] >= 0)
     used = np.zeros(count, dtype=np.int64)
-    for i, p in zip(*np.nonzero(enters), strict=True):
+    for i, p in zip(*np.nonzero(paths.lane[:, 1:] != paths.lane[:, :-1]), strict=True):
+        light = column[net.light[paths.lane[i, p + 1]]]
+        if light < 0:
+            continue
         if used[i] < _STOPS:
             at[i, used[i]] = p + 1.0 - STOP_BEFORE
-            which[i, used[i]] = light[i, p + 1]
+            which[i, used[i]] = light
             used[i] += 1
     return at, which

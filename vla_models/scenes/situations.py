@@ -32,6 +32,7 @@ PACIFICA: Final = (5.176, 2.297, 1.461)
 """Length, width, rear axle to centre of NavSim's ego, metres."""
 
 _NOSE: Final = PACIFICA[0] / 2.0 + PACIFICA[2]
+_SMOOTH: Final = np.full(9, 1.0 / 9.0)
 _CAR, _PEDESTRIAN, _BICYCLE = (AGENT_KINDS.index(k) for k in ("vehicle", "pedestrian", "bicycle"))
 _CONE, _BARRIER = AGENT_KINDS.index("traffic_cone"), AGENT_KINDS.index("barrier")
 
@@ -161,34 +162,35 @@ class Stage:
         return out, table
 
 
+_HABITS: Final = ("speed_factor", "max_accel", "decel", "headway", "lateral_accel")
+_HABITS_LOW: Final = np.array([0.75, 1.1, 1.6, 0.9, 1.6])
+_HABITS_SPAN: Final = np.array([0.3, 1.0, 1.0, 0.8, 1.2])
+
+
 def driver(rng: np.random.Generator) -> dict[str, float]:
     """An ordinary driver's habits."""
-    return {
-        "speed_factor": float(rng.uniform(0.75, 1.05)),
-        "max_accel": float(rng.uniform(1.1, 2.1)),
-        "decel": float(rng.uniform(1.6, 2.6)),
-        "headway": float(rng.uniform(0.9, 1.7)),
-        "lateral_accel": float(rng.uniform(1.6, 2.8)),
-    }
+    return dict(zip(_HABITS, (_HABITS_LOW + rng.random(5) * _HABITS_SPAN).tolist(), strict=True))
 
 
 def vehicle_size(rng: np.random.Generator) -> tuple[dict[str, float], float]:
     """Length, width and rear axle to centre of a car (nine of ten) or a lorry, and its height."""
-    if rng.random() < 0.9:
-        length, width, height = rng.uniform(4.1, 5.1), rng.uniform(1.75, 2.05), rng.uniform(1.4, 1.9)
+    u = rng.random(4).tolist()
+    if u[0] < 0.9:
+        length, width, height = 4.1 + u[1], 1.75 + 0.3 * u[2], 1.4 + 0.5 * u[3]
     else:
-        length, width, height = rng.uniform(6.5, 9.0), rng.uniform(2.2, 2.5), rng.uniform(2.6, 3.4)
-    return {"length": float(length), "width": float(width), "center": float(0.28 * length)}, float(height)
+        length, width, height = 6.5 + 2.5 * u[1], 2.2 + 0.3 * u[2], 2.6 + 0.8 * u[3]
+    return {"length": length, "width": width, "center": 0.28 * length}, height
 
 
 def _lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: float, calm: float = 1.0) -> Stage:
-    """A stage whose ego is expected at ``arc`` metres into ``lanes[0]`` at ``MEETING``, at ``calm`` times its free speed."""
+    """A stage whose ego is expected ``arc`` metres into ``lanes[0]`` (before it, if negative) at ``MEETING``, driving at about
+    ``calm`` times its free speed until then."""
     graph = net.graph
     limit = min(float(graph.speed_limit[lanes[0]]), TOP_SPEED)
     habits = {**driver(rng), "lateral_accel": float(rng.uniform(1.2, 2.4))}
-    still = rng.random() < 0.08
-    speed = float(rng.uniform(0.0, 1.0)) if still else float(limit * min(1.0, rng.uniform(0.3, 1.1)) * habits["speed_factor"])
-    travel = float(MEETING * (speed + 2.0 if still else calm * (0.6 * speed + 0.4 * limit * habits["speed_factor"])))
+    starts = float(rng.uniform(4.0, 7.0)) if rng.random() < 0.08 else 0.0  # some scenes begin at a standstill
+    speed = 0.0 if starts else float(limit * min(1.0, rng.uniform(0.3, 1.1)) * habits["speed_factor"])
+    travel = 1.0 if starts else float(MEETING * calm * (0.6 * speed + 0.4 * limit * habits["speed_factor"]))
     route, added = extend_backward(net, lanes, travel + BEHIND - arc, rng)
     begin = added + arc - travel - BEHIND
     if begin < 0.0:
@@ -205,7 +207,9 @@ def _lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: floa
         offset = offset + float(rng.normal(0.0, 0.15)) * wave + float(rng.normal(0.0, 0.1))
     stage.drive = shift(path.pose[0], offset)
     length, width, center = PACIFICA
-    ego = {**habits, "length": length, "width": width, "center": center, "start": BEHIND, "speed": speed}
+    ego = {**habits, "length": length, "width": width, "center": center, "start": BEHIND, "speed": speed, "hold_until": starts}
+    if starts:
+        stage.window = (starts - 0.3, starts + 1.2)
     stage._add(_CAR, 1.8, stage.drive[int(BEHIND)], **ego)
     stage.paths[0] = stage.drive
     return stage
@@ -214,10 +218,9 @@ def _lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: floa
 def _curve_offset(pose: FloatArray) -> FloatArray:
     """Metres [P] by which a driver keeps the rear axle inside a curve's centre line, so that the whole car lies in the lane:
     half of what the front corner, ``_NOSE`` metres ahead of the axle, swings out."""
-    heading = np.unwrap(pose[:, 2])
-    curvature = np.gradient(np.convolve(np.pad(heading, 4, mode="edge"), np.full(9, 1.0 / 9.0), mode="valid"))
-    swing = np.clip(_NOSE * _NOSE / 4.0 * curvature, -0.6, 0.6)
-    return np.convolve(np.pad(swing, 4, mode="edge"), np.full(9, 1.0 / 9.0), mode="valid")
+    turned = wrap_angle(np.diff(pose[:, 2], prepend=pose[0, 2]))
+    swing = np.clip(_NOSE * _NOSE / 4.0 * np.convolve(turned, _SMOOTH, mode="same"), -0.6, 0.6)
+    return np.convolve(swing, _SMOOTH, mode="same")
 
 
 def _pick(rng: np.random.Generator, options: npt.NDArray[np.int64], what: str) -> int:
@@ -238,13 +241,11 @@ def _on_lane(net: RoadNet, rng: np.random.Generator, options: npt.NDArray[np.int
 
 def _at_connector(net: RoadNet, rng: np.random.Generator, lane: int, low: float, high: float, calm: float) -> Stage:
     """A stage cut while the junction lane's start is ``low`` … ``high`` metres ahead of the ego."""
-    ahead = float(rng.uniform(low, high))
-    stage = _lay_ego(net, rng, [lane], 0.0, calm)
-    stage.target = stage.target
+    stage = _lay_ego(net, rng, [lane], -float(rng.uniform(low, high)), calm)
     at = np.flatnonzero(stage.path.lane[0] == lane)
     if not len(at):
         raise Unsuitable("the junction is beyond the route")
-    stage.target, stage.near = float(at[0]), (max(low, ahead - 6.0), ahead + 6.0)
+    stage.target, stage.near = float(at[0]), (low, high)
     stage.light = int(net.light[lane])
     if stage.light >= 0:  # mostly green, so that the manoeuvre happens
         stage.yellow_at = float(rng.uniform(7.0, 20.0)) if rng.random() < 0.8 else None
@@ -305,13 +306,13 @@ def _lead_stopped(net: RoadNet, rng: np.random.Generator) -> Stage:
 
 def _lead_braking(net: RoadNet, rng: np.random.Generator) -> Stage:
     stage = _on_lane(net, rng, net.free)
-    brake = float(rng.uniform(4.0, 6.5))
+    brake = float(rng.uniform(3.0, 5.5))
     gap = 7.0 + stage.agents[0]["speed"] * float(rng.uniform(0.7, 1.8))
     _lead(
-        stage, gap, 1.0, brake_time=brake, brake_decel=float(rng.uniform(2.5, 6.0)), speed_factor=stage.agents[0]["speed_factor"],
+        stage, gap, 1.0, brake_time=brake, brake_decel=float(rng.uniform(1.5, 4.5)), speed_factor=stage.agents[0]["speed_factor"],
         brake_floor=float(rng.choice([0.0, 0.0, 2.0, 4.0])),
     )  # fmt: skip
-    stage.window = (brake - 0.4, brake + 1.6)
+    stage.window = (brake + 0.2, brake + 2.0)
     return stage
 
 
@@ -440,21 +441,26 @@ def _cross_traffic(net: RoadNet, rng: np.random.Generator) -> Stage:
 
 SITUATIONS: Final[dict[str, tuple[Callable[[RoadNet, np.random.Generator], Stage], float, tuple[int, int]]]] = {
     # kind: who sets the stage, share of the mix, background vehicles (least, most)
-    "lane_follow": (_lane_follow, 0.13, (1, 8)),
-    "turn_left": (_turn_left, 0.15, (1, 10)),
-    "turn_right": (_turn_right, 0.14, (1, 10)),
-    "intersection_straight": (_intersection_straight, 0.07, (2, 12)),
-    "light_traffic": (_light_traffic, 0.07, (3, 7)),
-    "dense_traffic": (_dense_traffic, 0.08, (10, 18)),
-    "lead_stopped": (_lead_stopped, 0.07, (1, 8)),
-    "lead_braking": (_lead_braking, 0.07, (1, 8)),
-    "cut_in": (_cut_in, 0.05, (2, 8)),
-    "pedestrian_crossing": (_pedestrian_crossing, 0.05, (1, 7)),
-    "parked_cars": (_parked_cars, 0.05, (1, 6)),
-    "red_light": (_red_light, 0.04, (3, 12)),
-    "cross_traffic": (_cross_traffic, 0.03, (2, 9)),
+    "lane_follow": (_lane_follow, 0.13, (2, 12)),
+    "turn_left": (_turn_left, 0.15, (2, 14)),
+    "turn_right": (_turn_right, 0.14, (2, 14)),
+    "intersection_straight": (_intersection_straight, 0.07, (3, 14)),
+    "light_traffic": (_light_traffic, 0.07, (4, 9)),
+    "dense_traffic": (_dense_traffic, 0.08, (14, 24)),
+    "lead_stopped": (_lead_stopped, 0.07, (2, 12)),
+    "lead_braking": (_lead_braking, 0.07, (2, 12)),
+    "cut_in": (_cut_in, 0.05, (3, 12)),
+    "pedestrian_crossing": (_pedestrian_crossing, 0.05, (2, 10)),
+    "parked_cars": (_parked_cars, 0.05, (2, 10)),
+    "red_light": (_red_light, 0.04, (4, 14)),
+    "cross_traffic": (_cross_traffic, 0.03, (3, 12)),
 }
 """The kinds of scenes, with their shares. Turns and curves lead, as in NavSim after its filter."""
+
+
+def _within(points: FloatArray, here: FloatArray, metres: float) -> npt.NDArray[np.int64]:
+    """Rows of ``points`` [n, >=2] in the square of half side ``metres`` around ``here``."""
+    return np.flatnonzero((np.abs(points[:, 0] - here[0]) < metres) & (np.abs(points[:, 1] - here[1]) < metres))
 
 
 def add_background(stage: Stage, least: int, most: int) -> None:
@@ -462,8 +468,8 @@ def add_background(stage: Stage, least: int, most: int) -> None:
     net, rng, graph = stage.net, stage.rng, stage.net.graph
     here = stage.at(stage.start + (stage.target - stage.start) * 0.8)[:2]
     own = set(stage.route)
-    near = np.flatnonzero(np.abs(net.slots - here).max(axis=1) < 65.0)
-    rng.shuffle(near)
+    near = _within(net.slots, here, 65.0)
+    near = near[rng.permutation(len(near))]
     wanted = int(rng.integers(least, most + 1))
     if wanted and rng.random() < 0.5:  # somebody behind the ego, where there is room
         stage.add_on_path(BEHIND - float(rng.uniform(10.0, 16.0)), speed=stage.agents[0]["speed"] * 0.9)
@@ -479,13 +485,13 @@ def add_background(stage: Stage, least: int, most: int) -> None:
         limit = min(float(graph.speed_limit[lane]), TOP_SPEED)
         stage.add_on_lanes([lane], float(net.slot_arc[slot]), speed=limit * float(rng.uniform(0.3, 0.95)))
         wanted -= 1
-    parked = np.flatnonzero((np.abs(net.parking[:, :2] - here).max(axis=1) < 50.0) & (net.parking[:, 3] > 1.6))
+    parked = _within(net.parking, here, 50.0)
     for q in parked[rng.random(len(parked)) < rng.uniform(0.0, 0.5)][:10]:
         x, y, heading, wide = net.parking[q]
         body, height = vehicle_size(rng)
         if body["width"] < wide and body["length"] < 6.0 and stage.is_clear(x, y, 6.0):
             stage.add_standing((x, y, heading), _CAR, (body["length"], body["width"], height))
-    walks = np.flatnonzero(np.abs(net.pavement[:, :2] - here).max(axis=1) < 45.0)
+    walks = _within(net.pavement, here, 45.0)
     for u in walks[rng.permutation(len(walks))[: int(rng.integers(0, 5))]]:
         x, y, heading = net.pavement[u]
         back = np.pi * float(rng.random() < 0.5)

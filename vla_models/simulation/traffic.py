@@ -57,6 +57,7 @@ _HARDEST_BRAKE = 8.0  # m/s², a dry road's limit
 _JERK_UP, _JERK_DOWN = 0.35, 0.9  # m/s² of change per tick
 _CORRIDOR = 0.25  # m that a driver wants free on each side
 _CROSSING = 2.2  # m between two paths where they count as crossing
+_LOOK_EVERY = 2  # ticks: a driver looks around five times a second and reckons in between
 
 
 def new_agents(count: int) -> FloatArray:
@@ -214,6 +215,7 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
     gone = np.zeros(count, dtype=np.bool_)
     gap, ahead = np.empty(count), np.empty(count)
     center = np.empty((count, 2))
+    facing = np.empty((count, 2))
     for t in range(steps):
         now = t * TICK
         for i in range(count):
@@ -226,15 +228,20 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
                 out_a[t, i] = np.nan
                 continue
             _pose_at(pose[i], length[i], s[i], out_pose[t, i])
-            center[i, 0] = out_pose[t, i, 0] + agents[i, _CENTER] * np.cos(out_pose[t, i, 2])
-            center[i, 1] = out_pose[t, i, 1] + agents[i, _CENTER] * np.sin(out_pose[t, i, 2])
+            facing[i, 0], facing[i, 1] = np.cos(out_pose[t, i, 2]), np.sin(out_pose[t, i, 2])
+            center[i, 0] = out_pose[t, i, 0] + agents[i, _CENTER] * facing[i, 0]
+            center[i, 1] = out_pose[t, i, 1] + agents[i, _CENTER] * facing[i, 1]
             waiting = agents[i, _ROLE] == 1 and (now < agents[i, _HOLD] or s[i] >= length[i])
             out_s[t, i], out_v[t, i], out_a[t, i] = s[i], (0.0 if waiting else v[i]), a[i]
         # whatever is on the path, lights
+        looks = t % _LOOK_EVERY == 0
         for i in range(count):
-            gap[i], ahead[i] = 1e9, 0.0
             if agents[i, _ROLE] != 0 or gone[i]:
                 continue
+            if not looks:
+                gap[i] -= (v[i] - ahead[i]) * TICK
+                continue
+            gap[i], ahead[i] = 1e9, 0.0
             look = min(90.0, 12.0 + v[i] * 4.5)
             nose = agents[i, _CENTER] + agents[i, _LENGTH] / 2.0
             lo, hi = int(s[i]), min(int(length[i]), int(s[i] + nose + look))
@@ -242,11 +249,11 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
                 if j == i or gone[j]:
                     continue
                 dx, dy = center[j, 0] - center[i, 0], center[j, 1] - center[i, 1]
-                if dx * dx + dy * dy > (look + 8.0) ** 2:
+                if dx * dx + dy * dy > (look + 8.0) ** 2 or dx * facing[i, 0] + dy * facing[i, 1] < -12.0:
                     continue
                 walker = agents[j, _ROLE] == 1
                 moving = out_v[t, j]
-                vx, vy = moving * np.cos(out_pose[t, j, 2]), moving * np.sin(out_pose[t, j, 2])
+                vx, vy = moving * facing[j, 0], moving * facing[j, 1]
                 # where a walker will be when the vehicle may get there counts as much as where he is
                 for k in range(3 if walker and moving > 0.0 else 1):
                     at, along, heading = _meets(
@@ -271,7 +278,7 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
                 if free + 1.0 < gap[i]:
                     gap[i], ahead[i] = free + 1.0, 0.0  # it stops within a metre of the line, not min_gap before it
         # giving way: whoever arrives later, or turns, waits before the crossing
-        for q in range(pairs):
+        for q in range(pairs if looks else 0):
             i, j = first[q], second[q]
             if gone[i] or gone[j]:
                 continue
@@ -299,7 +306,8 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
                 continue
             if agents[i, _ROLE] == 2:
                 continue
-            wanted = cap[i, min(int(s[i]) + 1, points - 1)]
+            soon = min(int(s[i] + 0.5 * v[i]) + 1, points - 1)  # pedals take half a second
+            wanted = min(cap[i, min(int(s[i]) + 1, points - 1)], cap[i, soon])
             target = _idm(v[i], wanted, gap[i], ahead[i], agents[i, _ACCEL], agents[i, _DECEL], agents[i, _HEADWAY], agents[i, _GAP])
             if now >= agents[i, _BRAKE_TIME]:
                 held = -agents[i, _BRAKE_DECEL] if v[i] > agents[i, _BRAKE_FLOOR] else 0.0

@@ -28,7 +28,7 @@ from vla_models.scoring.pdm.collide import (
     RADIUS,
     REAR_AXLE_IN_INTERSECTION,
 )
-from vla_models.scoring.pdm.track import STEPS
+from vla_models.scoring.pdm.track import STEPS, owned
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -190,7 +190,8 @@ def _span(shapes: FloatArray, entries: IntArray, cells: FloatArray, edges: Float
 def prepare_areas(scene: Scene) -> Areas:
     """``scene``'s map polygons as ``Areas``."""
     polygons = scene.polygons
-    vertices, offsets = np.ascontiguousarray(polygons.vertices), np.ascontiguousarray(polygons.offsets, dtype=np.int64)
+    vertices = owned(polygons.vertices)
+    offsets = np.array(polygons.offsets, dtype=np.int64)
     shapes = np.empty((len(polygons), LAST_CELL + 1))
     count = _layout(vertices, offsets, shapes)
     counts = np.zeros(count, np.int64)
@@ -200,7 +201,7 @@ def prepare_areas(scene: Scene) -> Areas:
     edges, cells = np.empty((entries[-1], 4)), np.empty((count, END_EDGE + 1))
     _fill(vertices, offsets, shapes, entries[:-1].copy(), edges, True)
     _span(shapes, entries, cells, edges)
-    layer = np.ascontiguousarray(polygons.layer, dtype=np.int8)
+    layer = np.array(polygons.layer, dtype=np.int8)
     lane = (layer == _LANE) | (layer == _CONNECTOR)
     return Areas(layer, np.ascontiguousarray(polygons.on_route & lane), shapes, cells, edges)
 
@@ -212,8 +213,8 @@ def prepare_red_areas(scene: Scene) -> RedAreas:
     return RedAreas(
         np.concatenate(rings) if rings else np.zeros((0, 2)),
         np.concatenate([[0], np.cumsum([len(r) for r in rings])]).astype(np.int64),
-        np.ascontiguousarray(lights.polygon, dtype=np.int64),
-        np.ascontiguousarray(lights.red),
+        np.array(lights.polygon, dtype=np.int64),
+        np.array(lights.red, dtype=np.bool_),
     )
 
 

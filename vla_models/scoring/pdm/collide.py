@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.scenes.scene import AGENT_KINDS, Scene
-from vla_models.scoring.pdm.track import DT, LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH
+from vla_models.scoring.pdm.track import DT, LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH, owned
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -105,8 +105,8 @@ def prepare_agents(scene: Scene) -> Agents:
         np.empty((count, tracks.states.shape[1], 4)), np.empty((count, 4)), objects.copy(), objects, np.zeros(count, np.bool_)
     )
     _prepare(
-        np.ascontiguousarray(tracks.states), np.ascontiguousarray(tracks.size, dtype=np.float64),
-        np.ascontiguousarray(scene.ego), agents.boxes, agents.extents, agents.stopped, agents.overlapping,
+        owned(tracks.states), owned(tracks.size),
+        owned(scene.ego), agents.boxes, agents.extents, agents.stopped, agents.overlapping,
     )  # fmt: skip
     return agents
 
@@ -145,10 +145,10 @@ def footprint_kernel(states: FloatArray, out: FloatArray) -> None:
 
 @numba.njit(cache=True, error_model="numpy")
 def _direction_cosine(boxes: FloatArray, a: int, t: int, x: float, y: float, c: float, s: float) -> float:
-    """Cosine of the angle between (c, s) and the line from (x, y) to agent ``a`` at step ``t``; rounding may carry it past 1."""
+    """Cosine of the angle from direction (c, s) at (x, y) to agent ``a`` at step ``t``; rounding may carry it past 1."""
     dx, dy = boxes[a, t, 0] - x, boxes[a, t, 1] - y
     norm = math.sqrt(dx * dx + dy * dy)
-    return c * (dx / norm) + s * (dy / norm)
+    return float(c * (dx / norm) + s * (dy / norm))
 
 
 @numba.njit(cache=True, error_model="numpy")

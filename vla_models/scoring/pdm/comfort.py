@@ -100,7 +100,7 @@ def _bounded(values: FloatArray, low: float, high: float) -> bool:
     least, most = values[0], values[0]
     for i in range(1, values.shape[0]):
         least, most = min(least, values[i]), max(most, values[i])
-    return low < least and most < high
+    return bool(low < least and most < high)
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -21,7 +21,7 @@ from vla_models.scoring.pdm.area import Areas, RedAreas, prepare_areas, prepare_
 from vla_models.scoring.pdm.collide import Agents, prepare_agents
 from vla_models.scoring.pdm.comfort import past_states
 from vla_models.scoring.pdm.progress import Line, prepare_line
-from vla_models.scoring.pdm.track import reference_poses, reference_time_table, time_table, track
+from vla_models.scoring.pdm.track import owned, reference_poses, reference_time_table, time_table
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -39,8 +39,8 @@ class PreparedScene:
     interval: npt.NDArray[np.int64]
     fraction: FloatArray
     """[41] each: ``track.time_table`` of the plans."""
-    reference_states: FloatArray
-    """[1, 41, 11] the driven reference."""
+    reference_poses: FloatArray
+    """[1, 41, 3] the reference at the official sample times."""
     past: FloatArray | None
     """[B, 11] states before the driven ones (history comfort), or None where the scene has no history."""
     agents: Agents
@@ -57,22 +57,22 @@ def prepare(scene: Scene) -> PreparedScene:
     """``scene`` as the kernels want it. SceneError, naming the scene and what it lacks, if it cannot be scored."""
     _check(scene)
     assert scene.reference is not None
-    ego = np.ascontiguousarray(scene.ego, dtype=np.float64)
+    ego = owned(scene.ego)
     interval, fraction = time_table(scene.time_us, PLAN_STEPS, PLAN_DT)
-    reference = np.ascontiguousarray(scene.reference, dtype=np.float64)
+    reference = owned(scene.reference)
     poses = reference_poses(reference, *reference_time_table(scene.time_us, len(reference)))
     return PreparedScene(
         token=scene.token,
         ego=ego,
         interval=interval,
         fraction=fraction,
-        reference_states=track(poses[None], ego),
+        reference_poses=poses[None],
         past=None if scene.ego_history is None else past_states(scene.ego_history),
         agents=prepare_agents(scene),
         areas=prepare_areas(scene),
         red_areas=prepare_red_areas(scene),
         line=prepare_line(scene),
-        human=None if scene.human is None else np.ascontiguousarray(scene.human, dtype=np.float64)[None],
+        human=None if scene.human is None else owned(scene.human)[None],
     )
 
 

@@ -30,7 +30,7 @@ from vla_models.scoring.pdm.collide import (
 from vla_models.scoring.pdm.comfort import CENTER_LEVER, NO_PAST, comfort_kernel, operators
 from vla_models.scoring.pdm.prepare import PreparedScene, prepared
 from vla_models.scoring.pdm.progress import PROGRESS_THRESHOLD, Line, lane_keeping_kernel, progress_kernel
-from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, interpolate_kernel, track_kernel
+from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, interpolate_kernel, owned, track_kernel
 
 FloatArray = npt.NDArray[np.float64]
 Version = Literal["v1", "v2"]
@@ -98,7 +98,10 @@ def rate_kernel(
     states: FloatArray, agents: Agents, areas: Areas, red_areas: RedAreas, line: Line, past: FloatArray, has_past: bool,
     lever: float, operator: FloatArray, version: int, boxes: FloatArray, flags: npt.NDArray[np.uint8], table: FloatArray,
 ) -> None:  # fmt: skip
-    """All terms of N driven plans [N, 41, 11] that do not depend on the reference, into ``table`` [13, N]."""
+    """Rate N driven plans, ``states`` [N, 41, 11], in all that does not depend on the reference.
+
+    Writes ego ``boxes`` [N, 41, 5], area ``flags`` [N, 41] and ``table`` [13, N] but for its last two rows (EP and total).
+    """
     footprint_kernel(states, boxes)
     area_kernel(states, boxes, areas, flags)
     collision_kernel(states, boxes, flags, agents, version, table[_NC], table[_NC_INDEX])
@@ -122,7 +125,7 @@ def rate_kernel(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult: float) -> None:
-    """Progress relative to the pair's better one, and the weighted total."""
+    """The last rows of ``table`` [13, N]: progress relative to the better of plan and reference, and the weighted total."""
     for n in range(table.shape[1]):
         mult, progress = table[_MULT, n], table[_PROGRESS, n]
         best = max(progress * mult, ref_progress * ref_mult)
@@ -136,60 +139,52 @@ def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult:
         table[_SCORE, n] = mult * weighted
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def score_kernel(
-    plans: FloatArray, ego: FloatArray, interval: npt.NDArray[np.int64], fraction: FloatArray, velocity: FloatArray,
-    agents: Agents, areas: Areas, red_areas: RedAreas, line: Line, past: FloatArray, has_past: bool,
-    lever: float, operator: FloatArray, version: int, ref_progress: float, ref_mult: float,
-    states: FloatArray, flags: npt.NDArray[np.uint8], table: FloatArray,
+def _rate(
+    scene: PreparedScene, poses: FloatArray, version: Version, states: FloatArray, flags: npt.NDArray[np.uint8],
+    table: FloatArray,
 ) -> None:  # fmt: skip
-    """Plans [N, 8, 3] of one scene: driven ``states`` [N, 41, 11], area ``flags`` [N, 41] and result ``table`` [13, N]."""
-    poses = np.empty((plans.shape[0], STEPS, 3))
-    boxes = np.empty((plans.shape[0], STEPS, 5))
-    interpolate_kernel(plans, ego, interval, fraction, poses)
-    track_kernel(poses, ego, velocity, states)
-    rate_kernel(
-        states, agents, areas, red_areas, line, past, has_past, lever, operator, version, boxes, flags, table
-    )  # fmt: skip
-    total_kernel(table, version, ref_progress, ref_mult)
-
-
-def _comfort_inputs(scene: PreparedScene, version: int) -> tuple[FloatArray, bool, float, FloatArray]:
-    """(past, has_past, lever, operator) of ``rate_kernel``."""
-    if version == 1:
-        return NO_PAST, True, 0.0, operators(1, STEPS)
-    past = scene.past
-    if past is None:
-        return NO_PAST, False, 0.0, operators(2, STEPS)
-    return past, True, CENTER_LEVER, operators(2, STEPS + len(past))
-
-
-def rate_states(scene: PreparedScene, states: FloatArray, version: Version) -> FloatArray:
-    """Result table [13, N] of driven states [N, 41, 11], progress left raw (EP and total unset)."""
+    """Drive and rate N plans, given as ``poses`` [N, 41, 3]; ``states`` [N, 41, 11] and the others are written."""
     number = VERSIONS.index(version) + 1
-    table = np.zeros((_ROWS, len(states)))
-    boxes, flags = np.empty((len(states), STEPS, 5)), np.empty((len(states), STEPS), np.uint8)
+    past, has_past, lever, samples = NO_PAST, True, 0.0, STEPS
+    if number == 2:
+        has_past = scene.past is not None
+        if scene.past is not None:
+            past, lever, samples = scene.past, CENTER_LEVER, STEPS + len(scene.past)
+    track_kernel(poses, scene.ego, VELOCITY_OPERATOR, states)
     rate_kernel(
-        states, scene.agents, scene.areas, scene.red_areas, scene.line, *_comfort_inputs(scene, number), number,
-        boxes, flags, table,
+        states, scene.agents, scene.areas, scene.red_areas, scene.line, past, has_past, lever, operators(number, samples),
+        number, np.empty((len(poses), STEPS, 5)), flags, table,
     )  # fmt: skip
-    return table
+
+
+def _rate_one(scene: PreparedScene, poses: FloatArray, version: Version) -> FloatArray:
+    """Column [13] of the result table for one plan's poses [1, 41, 3]."""
+    table = np.zeros((_ROWS, 1))
+    _rate(scene, poses, version, np.empty((1, STEPS, 11)), np.empty((1, STEPS), np.uint8), table)
+    return table[:, 0]
 
 
 def _reference(scene: PreparedScene, version: Version) -> tuple[float, float]:
     """(raw progress, multiplicative product) of the scene's reference, computed once."""
     known = scene.reference_terms.get(version)
     if known is None:
-        table = rate_states(scene, scene.reference_states, version)
-        known = float(table[_PROGRESS, 0]), float(table[_MULT, 0])
+        row = _rate_one(scene, scene.reference_poses, version)
+        known = float(row[_PROGRESS]), float(row[_MULT])
         scene.reference_terms[version] = known
     return known
+
+
+def _poses(scene: PreparedScene, plans: FloatArray) -> FloatArray:
+    """Plans [N, 8, 3] as poses [N, 41, 3]."""
+    poses = np.empty((len(plans), STEPS, 3))
+    interpolate_kernel(plans, scene.ego, scene.interval, scene.fraction, poses)
+    return poses
 
 
 def _checked_plans(proposals: npt.ArrayLike, tokens: Sequence[str], single: bool) -> FloatArray:
     """Plans as float64 [S, N, 8, 3]; PlanError naming what is wrong."""
     try:
-        plans = np.ascontiguousarray(proposals, dtype=np.float64)
+        plans = owned(proposals)
     except (TypeError, ValueError):
         raise PlanError("proposals are not one array of numbers [S, N, 8, 3]") from None
     expected = f"[{len(tokens)} scenes, N, {PLAN_STEPS}, 3] (x, y, heading in the ego frame, 0.5 s apart)"
@@ -225,7 +220,6 @@ def score(
     if not listed:
         raise SceneError("no scenes to score")
     plans = _checked_plans(proposals, [s.token for s in listed], single)
-    number = VERSIONS.index(version) + 1
     scene_count, plan_count = plans.shape[:2]
     table = np.empty((scene_count, _ROWS, plan_count))
     reference = np.empty((scene_count, 2))
@@ -235,14 +229,10 @@ def score(
     def one(s: int) -> None:
         scene = prepared(listed[s])
         reference[s] = _reference(scene, version)
-        score_kernel(
-            plans[s], scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR,
-            scene.agents, scene.areas, scene.red_areas, scene.line, *_comfort_inputs(scene, number), number,
-            reference[s, 0], reference[s, 1],
-            np.empty((plan_count, STEPS, 11)) if all_states is None else all_states[s],
-            np.empty((plan_count, STEPS), np.uint8) if all_flags is None else all_flags[s],
-            table[s],
-        )  # fmt: skip
+        driven = np.empty((plan_count, STEPS, 11)) if all_states is None else all_states[s]
+        flags = np.empty((plan_count, STEPS), np.uint8) if all_flags is None else all_flags[s]
+        _rate(scene, _poses(scene, plans[s]), version, driven, flags, table[s])
+        total_kernel(table[s], VERSIONS.index(version) + 1, reference[s, 0], reference[s, 1])
 
     if threads > 1 and scene_count > 1:
         with ThreadPoolExecutor(min(threads, scene_count)) as pool:
@@ -256,8 +246,8 @@ def score(
     areas = None if all_flags is None else np.stack([(all_flags & bit) != 0 for bit in bits], axis=-1)
     return PDMScores(
         version=version, tokens=tuple(s.token for s in listed), score=row[_SCORE],
-        nc=row[_NC], dac=row[_DAC], ddc=row[_DDC], tlc=None if number == 1 else row[_TLC], ep=row[_EP], ttc=row[_TTC],
-        lk=None if number == 1 else row[_LK], comfort=row[_COMFORT], mult=row[_MULT], progress_raw=row[_PROGRESS],
+        nc=row[_NC], dac=row[_DAC], ddc=row[_DDC], tlc=None if version == "v1" else row[_TLC], ep=row[_EP], ttc=row[_TTC],
+        lk=None if version == "v1" else row[_LK], comfort=row[_COMFORT], mult=row[_MULT], progress_raw=row[_PROGRESS],
         nc_idx=row[_NC_INDEX], ttc_idx=row[_TTC_INDEX], ref_progress_raw=reference[:, 0], ref_mult=reference[:, 1],
         states=all_states, ego_areas=areas,
     )  # fmt: skip
@@ -277,13 +267,10 @@ def human_filtered(scenes: Scene | PreparedScene | Sequence[Scene | PreparedScen
         ready = prepared(scene)
         if ready.human is None:
             continue
-        poses, states = np.empty((1, STEPS, 3)), np.empty((1, STEPS, 11))
-        interpolate_kernel(ready.human, ready.ego, ready.interval, ready.fraction, poses)
-        track_kernel(poses, ready.ego, VELOCITY_OPERATOR, states)
-        table = rate_states(ready, states, "v2")
+        row = _rate_one(ready, _poses(ready, ready.human), "v2")
         # progress and history comfort are left out: scored alone, the human has full progress, and no history is given
-        for name, row in (("nc", _NC), ("dac", _DAC), ("ddc", _DDC), ("tlc", _TLC), ("ttc", _TTC), ("lk", _LK)):
-            if table[row, 0] == 0.0:
+        for name, term in (("nc", _NC), ("dac", _DAC), ("ddc", _DDC), ("tlc", _TLC), ("ttc", _TTC), ("lk", _LK)):
+            if row[term] == 0.0:
                 terms[name][s] = 1.0
     return replace(scores, **terms, mult=terms["nc"] * terms["dac"] * terms["ddc"] * terms["tlc"])
 

@@ -14,6 +14,7 @@ Constants: NavSim ``BatchLQRTracker`` and ``BatchKinematicBicycleModel`` default
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 
 import numba
@@ -73,12 +74,13 @@ def _velocity_operator() -> FloatArray:
 VELOCITY_OPERATOR: Final = _velocity_operator()
 
 
+@lru_cache(maxsize=64)
 def time_table(time_us: int, knots: int, spacing: float) -> tuple[IntArray, FloatArray]:
     """Where the 41 tracked poses lie between plan poses: (interval [41], fraction of it [41]).
 
     The official code holds times in whole microseconds since 1970 and *truncates* floating-point seconds, so that a
     sample may fall 1 us before its nominal time: up to 2e-5 m at 20 m/s, which the fits amplify. ``time_us`` is the
-    scene's start, ``knots`` poses follow it, ``spacing`` seconds apart.
+    scene's start, ``knots`` poses follow it, ``spacing`` seconds apart. The arrays are shared: read only.
     """
     start = time_us * 1e-6
     ends = np.arange(0.0, knots * spacing, spacing)[:knots] + spacing + start
@@ -86,6 +88,7 @@ def time_table(time_us: int, knots: int, spacing: float) -> tuple[IntArray, Floa
     return _locate(at, time_us)
 
 
+@lru_cache(maxsize=64)
 def reference_time_table(time_us: int, rows: int) -> tuple[IntArray, FloatArray]:
     """``time_table`` of a reference trajectory with ``rows`` poses, whose times are exact multiples of 0.1 s."""
     return _locate(time_us + np.arange(rows, dtype=np.int64) * 100_000, time_us)
@@ -255,9 +258,14 @@ def reference_poses(reference: FloatArray, interval: IntArray, fraction: FloatAr
     return out
 
 
+def owned(values: npt.ArrayLike) -> FloatArray:
+    """``values`` as a C-contiguous, writable float64 array: numba compiles kernels anew for any other kind (memory maps)."""
+    return np.require(values, dtype=np.float64, requirements=("C", "W"))
+
+
 def _checked(plans: npt.ArrayLike) -> FloatArray:
     """Plans as C-contiguous float64 [N, 8, 3]; anything else is a PlanError."""
-    array = np.ascontiguousarray(plans, dtype=np.float64)
+    array = owned(plans)
     if array.ndim != 3 or array.shape[1:] != (PLAN_STEPS, 3):
         raise PlanError(
             f"plans have shape {array.shape}, expected [N, {PLAN_STEPS}, 3]: x, y, heading in the ego frame, 0.5 s apart"
@@ -273,17 +281,17 @@ def interpolate(plans: npt.ArrayLike, ego: FloatArray, time_us: int = 0) -> Floa
     array = _checked(plans)
     interval, fraction = time_table(time_us, PLAN_STEPS, 0.5)
     out = np.empty((len(array), STEPS, 3))
-    interpolate_kernel(array, np.ascontiguousarray(ego, dtype=np.float64), interval, fraction, out)
+    interpolate_kernel(array, owned(ego), interval, fraction, out)
     return out
 
 
 def track(poses: npt.ArrayLike, ego: FloatArray) -> FloatArray:
     """States [N, 41, 11] that the tracker drives along poses [N, 41, 3] (0.1 s apart, same frame as ``ego`` [11])."""
-    array = np.ascontiguousarray(poses, dtype=np.float64)
+    array = owned(poses)
     if array.ndim != 3 or array.shape[1:] != (STEPS, 3):
         raise PlanError(f"poses to track have shape {array.shape}, expected [N, {STEPS}, 3]")
     out = np.empty((len(array), STEPS, 11))
-    track_kernel(array, np.ascontiguousarray(ego, dtype=np.float64), VELOCITY_OPERATOR, out)
+    track_kernel(array, owned(ego), VELOCITY_OPERATOR, out)
     return out
 
 
