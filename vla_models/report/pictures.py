@@ -39,7 +39,11 @@ _HEALTH: Final = (
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    # fixed margins in inches: a layout engine would draw everything twice
+    figure.subplots_adjust(
+        left=0.42 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.5
+    )
     figure.patch.set_facecolor("white")
     return figure
 
@@ -55,6 +59,7 @@ def _plain(ax: Axes, title: str, x: str = "") -> None:
     ax.set_title(title, loc="left", fontsize=10, color=_INK, fontweight="bold")
     ax.grid(True, color=_GRID, lw=0.8)
     ax.set_axisbelow(True)
+    ax.locator_params(nbins=5)
     ax.tick_params(colors=_INK, labelsize=8, length=0)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
