@@ -87,3 +87,9 @@ def build_street(
 def street() -> Callable[..., Scene]:
     """Builder of street scenes: ``street(pose=…, agents=…, rings=…, speed=…, light=…)``."""
     return build_street
+
+
+@pytest.fixture
+def rings() -> tuple:
+    """The street's polygons: (name, layer, ring, on route)."""
+    return RINGS

@@ -124,6 +124,16 @@ def test_a_whole_run(run: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', path.read_text())
 
 
+def test_a_driving_reward_gets_its_own_scale(run: Path) -> None:
+    from vla_models.report.pictures import learning_curve
+
+    rows = [{"phase": "rl", "step": i, "reward_mean": -9.0 + i} for i in range(12)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = learning_curve(read_run(run))
+    assert picture is not None
+    assert picture.startswith(b"\x89PNG")
+
+
 def test_markup_in_the_files_is_only_text(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["env"] = "<img src=x onerror=alert(2)>"

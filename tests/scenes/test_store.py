@@ -39,7 +39,9 @@ def make_scene(number: int, *, agents: int = 3, image: bool = True, bare: bool =
         reference=None if bare else rng.normal(size=(51, 3)),
         human=None if bare else rng.normal(size=(8, 3)),
         command=number % 4,
-        images={"front": rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), "left": np.zeros((2, 2, 3), np.uint8)} if image else {},
+        images={"front": rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), "left": np.zeros((2, 2, 3), np.uint8)}
+        if image
+        else {},
         light_heads=rng.normal(size=(2, 4)),
         route=rng.normal(size=(10, 2)),
         town="Town01",

@@ -17,12 +17,16 @@ def line(x: float, y: float, heading: float) -> np.ndarray:
     return np.stack([x + s * np.cos(heading), y + s * np.sin(heading), np.full(POINTS, heading)], -1)
 
 
-def drive(paths: list[np.ndarray], steps: int = 100, limit: float = 12.0, lights: tuple | None = None, **columns: list[float]) -> Motion:
+def drive(
+    paths: list[np.ndarray], steps: int = 100, limit: float = 12.0, lights: tuple | None = None, **columns: list[float]
+) -> Motion:
     agents = new_agents(len(paths))
     for name, values in columns.items():
         agents[:, column(name)] = values
     extra = lights or ()
-    return simulate(np.stack(paths), np.full((len(paths), POINTS), limit), np.full(len(paths), POINTS - 1.0), agents, steps, *extra)
+    return simulate(
+        np.stack(paths), np.full((len(paths), POINTS), limit), np.full(len(paths), POINTS - 1.0), agents, steps, *extra
+    )
 
 
 def test_a_free_car_reaches_the_limit_and_keeps_it() -> None:
@@ -54,7 +58,9 @@ def test_a_tight_curve_is_taken_slowly() -> None:
 def test_nobody_drives_into_a_car_that_brakes_to_a_stop(gap: float, behind: float, ahead: float, decel: float) -> None:
     if behind > ahead and gap < 8.0 + (behind**2 - ahead**2) / 6.0 + 1.5 * behind:
         gap += 40.0
-    motion = drive([line(0, 0, 0), line(gap, 0, 0)], 150, speed=[behind, ahead], brake_time=[np.inf, 2.0], brake_decel=[4.0, decel])
+    motion = drive(
+        [line(0, 0, 0), line(gap, 0, 0)], 150, speed=[behind, ahead], brake_time=[np.inf, 2.0], brake_decel=[4.0, decel]
+    )
     rear_of_leader = motion.pose[:, 1, 0] + 1.3 - 2.3
     nose_of_follower = motion.pose[:, 0, 0] + 1.3 + 2.3
     assert np.all(nose_of_follower < rear_of_leader)
@@ -72,7 +78,13 @@ def test_a_car_waits_behind_a_standing_one_and_passes_one_beside_the_lane() -> N
 def test_a_car_lets_a_pedestrian_cross() -> None:
     walker = line(45.0, -6.0, np.pi / 2)
     motion = drive(
-        [line(0, 0, 0), walker], 120, speed=[8.0, 1.3], role=[0, SCRIPTED], length=[4.6, 0.6], width=[1.9, 0.6], hold_until=[0, 1.0]
+        [line(0, 0, 0), walker],
+        120,
+        speed=[8.0, 1.3],
+        role=[0, SCRIPTED],
+        length=[4.6, 0.6],
+        width=[1.9, 0.6],
+        hold_until=[0, 1.0],
     )
     distance = np.hypot(*(motion.pose[:, 0, :2] + [1.3, 0.0] - motion.pose[:, 1, :2]).T)
     assert distance.min() > 2.6

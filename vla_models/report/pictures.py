@@ -42,7 +42,7 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     # fixed margins in inches: a layout engine would draw everything twice
     figure.subplots_adjust(
-        left=0.42 / width, right=1 - 0.08 / width, bottom=0.42 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.5
+        left=0.42 / width, right=1 - 0.3 / width, bottom=0.42 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.5
     )
     figure.patch.set_facecolor("white")
     return figure
@@ -95,8 +95,16 @@ def learning_curve(run: Run) -> bytes | None:
         _nothing(left)
     _plain(right, "2 · Reinforcement learning: reward and held-out score", "RL step")
     if len(steps):
-        right.plot(steps, reward, color="#74a9e8", lw=0.7, alpha=0.45)
-        right.plot(steps, smoothed(reward), color="#74a9e8", lw=1.8, label="reward of sampled plans (training scenes)")
+        # a weighted driving reward has another scale than the score: give it an axis of its own
+        own = bool(reward.min() < 0.0 or reward.max() > 1.0)
+        axis = right.twinx() if own else right
+        axis.plot(steps, reward, color="#74a9e8", lw=0.7, alpha=0.45)
+        axis.plot(steps, smoothed(reward), color="#74a9e8", lw=1.8)
+        if own:
+            axis.tick_params(colors="#4a86d0", labelsize=8, length=0)
+            axis.set_frame_on(False)
+        label = "reward of sampled plans (training scenes" + (", right-hand scale)" if own else ")")
+        right.plot([], [], color="#74a9e8", lw=1.8, label=label)
     if len(eval_steps):
         right.plot(
             eval_steps,
@@ -105,7 +113,7 @@ def learning_curve(run: Run) -> bytes | None:
             lw=2.2,
             marker="o",
             ms=5,
-            label="score of the best plan (held-out scenes)",
+            label="score of the most likely plan (held-out scenes)",
         )
     for name in ("constant_velocity", "pdm_closed"):
         value = run.score(name)
@@ -127,7 +135,7 @@ def sub_score_curves(run: Run) -> bytes | None:
             curves.append((name, title, trained, held))
     if not curves:
         return None
-    columns = min(4, len(curves))
+    columns = min(3 if len(curves) <= 6 else 4, len(curves))
     rows = -(-len(curves) // columns)
     figure = _figure(9.6, 2.1 * rows)
     for i, (name, title, (steps, values), (eval_steps, scores)) in enumerate(curves):

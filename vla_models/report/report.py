@@ -101,10 +101,14 @@ def _content(run: Run) -> dict[str, Any]:
     charts = [
         (
             "Learning curve",
-            "The reward of sampled plans is lower than the score of the best plan: sampling explores.",
+            "Sampling explores, so sampled plans usually earn less than the most likely one.",
             learning_curve,
         ),
-        ("Sub-scores", "Lines: plans sampled on training scenes. Dots: the best plan on held-out scenes.", sub_score_curves),
+        (
+            "Sub-scores",
+            "Lines: plans sampled on training scenes. Dots: the most likely plan on held-out scenes.",
+            sub_score_curves,
+        ),
         ("Is the optimisation sound?", "", health_curves),
     ]
     drawn = [(title, note, picture) for title, note, make in charts if (picture := make(run)) is not None]

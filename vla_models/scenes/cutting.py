@@ -12,7 +12,7 @@ from vla_models.geometry import to_frame, wrap_angle
 from vla_models.scenes.routes import Paths, resample_path
 from vla_models.scenes.scene import COMMANDS, DT, LAYERS, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene, Tracks
 from vla_models.scenes.signals import RED
-from vla_models.scenes.situations import PACIFICA, Stage, Unsuitable
+from vla_models.scenes.stage import Stage, Unsuitable
 from vla_models.scenes.surfaces import TownSurfaces, cut
 from vla_models.simulation.traffic import Motion, column
 

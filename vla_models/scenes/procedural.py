@@ -31,7 +31,8 @@ from vla_models.scenes.cutting import cut_scene
 from vla_models.scenes.routes import road_net
 from vla_models.scenes.scene import Scene
 from vla_models.scenes.signals import light_states, stop_points
-from vla_models.scenes.situations import SITUATIONS, Unsuitable, set_stage
+from vla_models.scenes.situations import SITUATIONS, set_stage
+from vla_models.scenes.stage import Unsuitable
 from vla_models.scenes.store import SceneStore, write_scenes
 from vla_models.scenes.surfaces import town_surfaces
 from vla_models.simulation.traffic import TICK, simulate
@@ -76,7 +77,7 @@ class ProceduralSpec:
     def __post_init__(self) -> None:
         from vla_models.scenes.towns import TOWNS
 
-        object.__setattr__(self, "towns", (self.towns,) if isinstance(self.towns, str) else tuple(self.towns))
+        object.__setattr__(self, "towns", tuple(self.towns))
         object.__setattr__(self, "kinds", None if self.kinds is None else tuple(self.kinds))
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
             raise SceneError(f"cannot generate {self.count!r} scenes: an empty scene set is of no use; ask for 1 or more")
@@ -118,13 +119,11 @@ def _rng(spec: ProceduralSpec, index: int, attempt: int) -> np.random.Generator:
 
 
 def draw_scene(kind: str, town: str, rng: np.random.Generator, token: str) -> Scene:
-    """One unfiltered scene without reference and image. Raises ``situations.Unsuitable`` where the draw does not work out."""
+    """One unfiltered scene without reference and image. Raises ``stage.Unsuitable`` where the draw does not work out."""
     net = road_net(town)
     stage = set_stage(kind, net, rng)
     paths, agents = stage.finish()
-    lights = light_states(
-        net, stage.at(stage.target)[:2], _LIGHT_RADIUS, _STEPS, TICK, rng, stage.light, stage.yellow_at
-    )  # fmt: skip
+    lights = light_states(net, stage.at(stage.target)[:2], _LIGHT_RADIUS, _STEPS, TICK, rng, stage.light, stage.yellow_at)
     stop_at, stop_light = stop_points(net, paths, lights[0])
     motion = simulate(paths.pose, paths.limit, paths.length, agents, _STEPS, stop_at, stop_light, lights[1])
     return cut_scene(stage, paths, agents, motion, lights, town_surfaces(town), token, kind)
@@ -137,7 +136,7 @@ def judge(scene: Scene) -> Candidate:
     from vla_models.scoring.pdm.closed import plan_pdm_closed, reference_plan
 
     scene = scene.with_(reference=plan_pdm_closed(scene))
-    plans = np.stack([constant_velocity_plan(scene), scene.human, reference_plan(scene)])
+    plans = np.stack([constant_velocity_plan(scene), np.asarray(scene.human), reference_plan(scene)])
     cv, human, closed = score(scene, plans, version="v1").score[0]
     return Candidate(scene, float(cv), float(human), float(closed))
 

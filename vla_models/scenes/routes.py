@@ -172,7 +172,11 @@ class Paths:
 
 
 @numba.njit(cache=True)
-def _lay(offsets, center, arc, lane_length, lane_limit, successors_at, successors, turn, lanes, start, choice, pose, limit, lane_of, length):  # type: ignore[no-untyped-def]  # noqa: E501
+def _lay(  # type: ignore[no-untyped-def]
+    offsets, center, arc, lane_length, lane_limit, successors_at, successors, turn, lanes, start, choice,
+    pose, limit, lane_of, length,
+):  # fmt: skip
+    """``lay_paths`` on bare arrays."""
     count, points = limit.shape
     for i in range(count):
         k = 0
@@ -250,7 +254,7 @@ def resample_path(pose: FloatArray, at: FloatArray) -> FloatArray:
     """Poses [m, 3] of one path [P, 3] ``at`` metres along it (within it); headings interpolate the short way."""
     k = np.minimum(at.astype(np.int64), len(pose) - 2)
     a, b, u = pose[k], pose[k + 1], (at - k)[:, None]
-    out = a + u * (b - a)
+    out: FloatArray = a + u * (b - a)
     out[:, 2] = wrap_angle(a[:, 2] + u[:, 0] * wrap_angle(b[:, 2] - a[:, 2]))
     return out
 

@@ -109,7 +109,8 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
             out[name] = None
             continue
         if array.shape[1:] != column.tail:
-            raise SceneError(f"scene {scene.token!r}: {name} must have shape [n{''.join(f', {n}' for n in column.tail)}], got {array.shape}")
+            wanted = ", ".join(["n", *map(str, column.tail)])
+            raise SceneError(f"scene {scene.token!r}: {name} must have shape [{wanted}], got {array.shape}")
         out[name] = np.ascontiguousarray(array, dtype=column.dtype).reshape(-1)
     return out
 
@@ -118,7 +119,8 @@ def _checksum(arrays: Iterable[npt.NDArray[Any] | None]) -> int:
     """CRC-32 of all arrays of a row."""
     value = 0
     for array in arrays:
-        value = zlib.crc32(b"" if array is None else memoryview(array).cast("B") if array.size else b"", value)
+        if array is not None and array.size:
+            value = zlib.crc32(array.data, value)
     return value
 
 
@@ -133,9 +135,8 @@ def _batch(rows: list[tuple[Scene, dict[str, npt.NDArray[Any] | None]]], schema:
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         values = np.concatenate([p for p in parts if p is not None] or [np.zeros(0, dtype=column.dtype)])
         mask = pa.array([part is None for part in parts]) if column.optional else None
-        columns.append(
-            pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, _ARROW[column.dtype], from_pandas=False), mask=mask)
-        )
+        flat = pa.array(values, _ARROW[column.dtype], from_pandas=False)  # NaN stays NaN
+        columns.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat, mask=mask))
     columns.append(pa.array([_checksum(arrays.values()) for _, arrays in rows], pa.uint32()))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

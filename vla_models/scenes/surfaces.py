@@ -153,7 +153,8 @@ def _filled(inside: npt.NDArray[np.bool_], row: int, column: int) -> npt.NDArray
     part = _flood(part, inside)
     outside = np.zeros_like(inside)
     outside[0, :] = outside[-1, :] = outside[:, 0] = outside[:, -1] = True
-    return ~_flood(outside & ~part, ~part)
+    filled: npt.NDArray[np.bool_] = ~_flood(outside & ~part, ~part)
+    return filled
 
 
 @numba.njit(cache=True)

@@ -61,7 +61,7 @@ _LOOK_EVERY = 2  # ticks: a driver looks around five times a second and reckons 
 
 
 def new_agents(count: int) -> FloatArray:
-    """Agent table [count, 16] (columns ``AGENT_COLUMNS``): ordinary cars with ordinary drivers, standing at the path's start."""
+    """Agent table [count, 16] (columns ``AGENT_COLUMNS``): ordinary cars and drivers, standing at the path's start."""
     agents = np.zeros((count, len(AGENT_COLUMNS)))
     for name, value in (
         ("length", 4.6), ("width", 1.9), ("center", 1.3), ("speed_factor", 0.95), ("max_accel", 1.6), ("decel", 2.2),
@@ -163,7 +163,10 @@ def _idm(v, wanted, gap, v_ahead, accel, decel, headway, min_gap):  # type: igno
 
 
 @numba.njit(cache=True, nogil=True)
-def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose, out_s, out_v, out_a):  # type: ignore[no-untyped-def]  # noqa: E501
+def _simulate(  # type: ignore[no-untyped-def]
+    pose, limit, length, agents, stop_at, stop_light, lights, out_pose, out_s, out_v, out_a,
+):  # fmt: skip
+    """``simulate`` on bare arrays."""
     steps, count = out_s.shape
     points = limit.shape[1]
     cap = np.empty((count, points))
@@ -308,7 +311,9 @@ def _simulate(pose, limit, length, agents, stop_at, stop_light, lights, out_pose
                 continue
             soon = min(int(s[i] + 0.5 * v[i]) + 1, points - 1)  # pedals take half a second
             wanted = min(cap[i, min(int(s[i]) + 1, points - 1)], cap[i, soon])
-            target = _idm(v[i], wanted, gap[i], ahead[i], agents[i, _ACCEL], agents[i, _DECEL], agents[i, _HEADWAY], agents[i, _GAP])
+            target = _idm(
+                v[i], wanted, gap[i], ahead[i], agents[i, _ACCEL], agents[i, _DECEL], agents[i, _HEADWAY], agents[i, _GAP]
+            )  # fmt: skip
             if now >= agents[i, _BRAKE_TIME]:
                 held = -agents[i, _BRAKE_DECEL] if v[i] > agents[i, _BRAKE_FLOOR] else 0.0
                 target = min(target, held)
@@ -342,9 +347,7 @@ def simulate(
     ``stop_light`` ends with -1. Nothing is random; equal inputs give equal bits.
     """
     count = len(agents)
-    out = Motion(
-        np.empty((steps, count, 3)), np.empty((steps, count)), np.empty((steps, count)), np.empty((steps, count))
-    )
+    out = Motion(np.empty((steps, count, 3)), np.empty((steps, count)), np.empty((steps, count)), np.empty((steps, count)))
     if stop_at is None or stop_light is None or lights is None:
         stop_at, stop_light = np.zeros((count, 1)), np.full((count, 1), -1, dtype=np.int64)
         lights = np.zeros((steps, 1), dtype=np.int8)
