@@ -44,7 +44,6 @@ def test_a_launched_run_is_complete_and_can_be_resumed(tmp_path: Path) -> None:
         launch(tiny_config(*small, "algorithm.group_size=4"), resume=run)
     with pytest.raises(CheckpointError, match=r"is no run to resume"):
         launch(config, resume=tmp_path / "nothing")
-    assert launch(config) != run
 
 
 def test_another_framework_or_backend_is_named(tmp_path: Path) -> None:

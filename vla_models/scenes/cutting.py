@@ -21,7 +21,10 @@ FloatArray = npt.NDArray[np.float64]
 WHEELBASE: Final = 3.089
 """Metres, NavSim's Pacifica."""
 MAP_RADIUS: Final = 80.0
-"""Metres around the ego within which map polygons belong to the scene."""
+"""Metres around the ego within which map polygons belong to the scene; more where it is fast: as far as it can get at …"""
+FASTER: Final = 5.0
+MAP_MARGIN: Final = 8.0
+"""… so many m/s more than now, and so many metres."""
 TRACK_RADIUS: Final = 65.0
 """Metres around the ego within which agents belong to the scene …"""
 MAX_TRACKS: Final = 40
@@ -161,8 +164,9 @@ def cut_scene(
     )
 
     on_path = paths.lane[0, max(0, int(s - LINE_BEHIND)) : int(s + LINE_AHEAD) + 2]
-    route = list(dict.fromkeys(int(lane) for lane in on_path if lane >= 0))
-    polygons, index = cut(surfaces, float(origin[0]), float(origin[1]), MAP_RADIUS, route)
+    first, last = stage.route.index(on_path[0]), len(stage.route) - 1 - stage.route[::-1].index(on_path[-1])
+    radius = max(MAP_RADIUS, MAP_MARGIN + PLAN_STEPS * PLAN_DT * (ego[t, 3] + FASTER))
+    polygons, index = cut(surfaces, float(origin[0]), float(origin[1]), radius, stage.route[first : last + 1])
     near, light_state = lights
     polygon, red = [], []
     for k, light in enumerate(near):

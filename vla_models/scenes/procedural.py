@@ -9,6 +9,9 @@ and a moment cut out of it (``cutting``). Candidates are filtered the way NavSim
 - a scene in which one of them does badly is kept with probability ``KEEP_HARD``: NavSim's test set has such scenes (PDM-Closed
   has 0.89 there, people 0.95), and without them everything that its tracker finds hard, like tight turns, would be missing.
 
+Over 1,000 scenes this gives constant velocity about 0.29, the human 0.94 and PDM-Closed 0.94 (``benchmarks/scenes.py``);
+NavSim's navtest has 0.21, 0.95 and 0.89.
+
 Scene i depends on the spec without ``count`` and on i alone: the first 100 scenes of 200 are those of 100, and a scene's token
 names the same scene everywhere. The other agents follow the recorded log; they do not react to a plan.
 """

@@ -37,14 +37,16 @@ def _pick(rng: np.random.Generator, options: npt.NDArray[np.int64], what: str) -
     return int(options[int(rng.integers(len(options)))])
 
 
-def _on_lane(net: RoadNet, rng: np.random.Generator, options: npt.NDArray[np.int64], calm: float = 1.0) -> Stage:
+def _on_lane(
+    net: RoadNet, rng: np.random.Generator, options: npt.NDArray[np.int64], calm: float = 1.0, standstill: float = 0.08
+) -> Stage:
     """A stage somewhere on one of ``options``; long lanes are taken more often."""
     if not len(options):
         raise Unsuitable("the town has no such lane")
     ends = np.cumsum(net.graph.length[options])
     at = float(rng.uniform(0.0, ends[-1]))
     k = int(np.searchsorted(ends, at))
-    return lay_ego(net, rng, [int(options[k])], at - float(ends[k - 1] if k else 0.0), calm)
+    return lay_ego(net, rng, [int(options[k])], at - float(ends[k - 1] if k else 0.0), calm, standstill)
 
 
 def _at_connector(net: RoadNet, rng: np.random.Generator, lane: int, low: float, high: float, calm: float) -> Stage:
@@ -114,7 +116,7 @@ def _lead_stopped(net: RoadNet, rng: np.random.Generator) -> Stage:
 
 
 def _lead_braking(net: RoadNet, rng: np.random.Generator) -> Stage:
-    stage = _on_lane(net, rng, net.free)
+    stage = _on_lane(net, rng, net.free, standstill=0.0)
     brake = float(rng.uniform(2.8, 5.0))
     gap = 7.0 + stage.agents[0]["speed"] * float(rng.uniform(0.7, 1.8))
     floor, decel = float(rng.choice([0.0, 0.0, 2.0, 4.0])), float(rng.uniform(1.2, 3.5))
@@ -127,7 +129,7 @@ def _lead_braking(net: RoadNet, rng: np.random.Generator) -> Stage:
 def _cut_in(net: RoadNet, rng: np.random.Generator) -> Stage:
     graph = net.graph
     wide = net.free[((graph.left_lane[net.free] >= 0) | (graph.right_lane[net.free] >= 0)) & (graph.length[net.free] > 30.0)]
-    stage = _on_lane(net, rng, wide)
+    stage = _on_lane(net, rng, wide, standstill=0.0)
     lane = int(stage.path.lane[0, int(stage.target)])
     sides = [int(n[lane]) for n in (graph.left_lane, graph.right_lane) if n[lane] >= 0]
     if not sides:

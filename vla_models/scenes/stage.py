@@ -183,13 +183,15 @@ def vehicle_size(rng: np.random.Generator) -> tuple[dict[str, float], float]:
     return {"length": length, "width": width, "center": 0.28 * length}, height
 
 
-def lay_ego(net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: float, calm: float = 1.0) -> Stage:
+def lay_ego(
+    net: RoadNet, rng: np.random.Generator, lanes: list[int], arc: float, calm: float = 1.0, standstill: float = 0.08
+) -> Stage:
     """A stage whose ego is expected ``arc`` metres into ``lanes[0]`` (before it, if negative) at ``MEETING``, driving at about
-    ``calm`` times its free speed until then."""
+    ``calm`` times its free speed until then; ``standstill`` is the probability that it stands instead and starts there."""
     graph = net.graph
     limit = min(float(graph.speed_limit[lanes[0]]), TOP_SPEED)
     habits = {**driver(rng), "lateral_accel": float(rng.uniform(1.2, 2.4))}
-    starts = float(rng.uniform(4.0, 7.0)) if rng.random() < 0.08 else 0.0  # some scenes begin at a standstill
+    starts = float(rng.uniform(4.0, 7.0)) if rng.random() < standstill else 0.0
     speed = 0.0 if starts else float(limit * min(1.0, rng.uniform(0.3, 1.1)) * habits["speed_factor"])
     travel = 1.0 if starts else float(MEETING * calm * (0.6 * speed + 0.4 * limit * habits["speed_factor"]))
     route, added = extend_backward(net, lanes, travel + BEHIND - arc, rng)

@@ -167,7 +167,7 @@ class Trainer:
             for step in range(done, training.steps):
                 stream = random_stream(seed, "rl", step)
                 torch.manual_seed(stream)
-                self._set_lr(training.optimizer.lr * min(1.0, (step + 1) / max(1, training.warmup_steps)))
+                self._set_lr(training.optimizer.lr * cosine(step, training.steps, training.warmup_steps))
                 order = data_order(seed, "rl", step, len(self.train_scenes), training.scenes_per_step)
                 rollout = sample_groups(
                     self.model,

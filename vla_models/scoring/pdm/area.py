@@ -38,6 +38,7 @@ _LANE: Final = LAYERS.index("lane")
 _CONNECTOR: Final = LAYERS.index("lane_connector")
 
 _MAX_CELLS: Final = 64
+_STRETCH: Final = 8  # steps for which the candidate polygons are chosen together
 _SLACK: Final = 1e-9  # metres added to quick rejections, so that rounding never makes them decide
 _DDC_STEPS: Final = 10  # driving direction: metres against the traffic within 1 s …
 _DDC_COMPLIANT: Final = 2.0  # … below which the score is 1,
@@ -262,19 +263,26 @@ def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.ND
     near = np.empty(layers.shape[0], np.int64)
     xs, ys = np.empty(6), np.empty(6)  # corners, centre, rear axle
     for n in range(states.shape[0]):
-        low_x, low_y, high_x, high_y = np.inf, np.inf, -np.inf, -np.inf
-        for t in range(STEPS):
-            x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
-            low_x, low_y, high_x, high_y = min(low_x, x), min(low_y, y), max(high_x, x), max(high_y, y)
         count = 0
-        for p in range(layers.shape[0]):
-            if shapes[p, LOW_X] > high_x + RADIUS or shapes[p, HIGH_X] < low_x - RADIUS:
-                continue
-            if shapes[p, LOW_Y] > high_y + RADIUS or shapes[p, HIGH_Y] < low_y - RADIUS:
-                continue
-            near[count] = p
-            count += 1
         for t in range(STEPS):
+            if t % _STRETCH == 0:  # the polygons that this stretch of the way can touch
+                middle, end = min(t + _STRETCH // 2, STEPS - 1), min(t + _STRETCH, STEPS)
+                x, y = boxes[n, middle, BOX_X], boxes[n, middle, BOX_Y]
+                furthest = 0.0
+                for k in range(t, end):
+                    dx, dy = boxes[n, k, BOX_X] - x, boxes[n, k, BOX_Y] - y
+                    furthest = max(furthest, dx * dx + dy * dy)
+                reach = RADIUS + np.sqrt(furthest) + _SLACK
+                count = 0
+                for p in range(layers.shape[0]):
+                    hc, hs = shapes[p, HULL_COS], shapes[p, HULL_SIN]
+                    dx, dy = shapes[p, HULL_X] - x, shapes[p, HULL_Y] - y
+                    if abs(dx * hc + dy * hs) > shapes[p, HULL_LENGTH] + reach:
+                        continue
+                    if abs(dy * hc - dx * hs) > shapes[p, HULL_WIDTH] + reach:
+                        continue
+                    near[count] = p
+                    count += 1
             x, y, c, s = boxes[n, t, BOX_X], boxes[n, t, BOX_Y], boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
             lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
             xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx

@@ -89,6 +89,8 @@ def _apply(operator: FloatArray, column: FloatArray, out: FloatArray) -> None:
     out[:] = 0.0
     for j in range(column.shape[0]):
         value = column[j]
+        if value == 0.0:  # lateral acceleration is zero after the first step
+            continue
         for i in range(out.shape[0]):
             out[i] += operator[j, i] * value
     for i in range(out.shape[0]):

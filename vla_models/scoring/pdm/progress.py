@@ -83,18 +83,27 @@ def lane_keeping_kernel(boxes: FloatArray, flags: npt.NDArray[np.uint8], line: L
         score[n] = 1.0
         beyond = 0
         recent = 0  # the search starts where the last one ended: plans move along the line
+        margin = 0.0  # metres that the centre can move before it may be near the line again
         for t in range(STEPS):
+            x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
+            if t > 0:
+                margin -= np.hypot(x - boxes[n, t - 1, BOX_X], y - boxes[n, t - 1, BOX_Y])
             if flags[n, t] & CENTER_IN_INTERSECTION:
                 continue
-            x, y = boxes[n, t, BOX_X], boxes[n, t, BOX_Y]
             found = False
-            for i in range(count):
-                k = recent + i
-                k = k - count if k >= count else k
-                if _squared_distance(segments, k, x, y)[0] <= limit:
-                    recent = k
-                    found = True
-                    break
+            if margin <= 0.0:
+                nearest = np.inf
+                for i in range(count):
+                    k = recent + i
+                    k = k - count if k >= count else k
+                    squared, _ = _squared_distance(segments, k, x, y)
+                    nearest = min(nearest, squared)
+                    if squared <= limit:
+                        recent = k
+                        found = True
+                        break
+                if not found:
+                    margin = np.sqrt(nearest) - _LANE_DEVIATION - 1e-9
             beyond = 0 if found else beyond + 1
             if beyond >= _LANE_STEPS:
                 score[n] = 0.0

@@ -156,6 +156,8 @@ def interpolate_kernel(plans: FloatArray, ego: FloatArray, interval: IntArray, f
 def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: FloatArray) -> None:
     """Poses [N, 41, 3] at 0.1 s -> driven states ``out`` [N, 41, 11], starting at ``ego`` [11], all in one frame."""
     m = _INTERVALS
+    cosine = np.empty(m)
+    sine = np.empty(m)
     along = np.empty(m)
     turn = np.empty(m)
     velocity = np.empty(m)
@@ -166,7 +168,8 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
         for k in range(m):
             h = poses[n, k, 2]
             dx, dy = poses[n, k + 1, 0] - poses[n, k, 0], poses[n, k + 1, 1] - poses[n, k, 1]
-            along[k] = np.cos(h) * dx + np.sin(h) * dy
+            cosine[k], sine[k] = np.cos(h), np.sin(h)
+            along[k] = cosine[k] * dx + sine[k] * dy
             turn[k] = wrap(poses[n, k + 1, 2] - h)
         velocity[:] = 0.0
         for j in range(m):
@@ -192,8 +195,8 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             out[n, 0, j] = ego[j]
         x, y, heading = ego[0], ego[1], ego[2]
         speed, acceleration, steering, yaw_rate = ego[3], ego[5], ego[7], ego[9]
+        slope = np.tan(steering) / WHEELBASE
         for t in range(m):
-            h = poses[n, t, 2]
             last = min(t + _HORIZON, m - 1)
             target = velocity[last]
             if target <= _STOPPING_SPEED and speed <= _STOPPING_SPEED:
@@ -202,8 +205,8 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             else:
                 reach = _HORIZON * DT
                 command = -reach * _Q_VELOCITY * (speed - target) / (reach * _Q_VELOCITY * reach + 1.0)
-                lateral = -(x - poses[n, t, 0]) * np.sin(h) + (y - poses[n, t, 1]) * np.cos(h)
-                relative = wrap(heading - h)
+                lateral = -(x - poses[n, t, 0]) * sine[t] + (y - poses[n, t, 1]) * cosine[t]
+                relative = wrap(heading - poses[n, t, 2])
                 # transition over the horizon: state (lateral, heading, steering), rows 0 and 1; input b; affine part g
                 a01, a02, a12 = 0.0, 0.0, 0.0
                 b0, b1, b2 = 0.0, 0.0, 0.0
@@ -212,7 +215,7 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
                 for q in range(_HORIZON):
                     kappa = curvature[t + q] if t + q < last else curvature[last]
                     p = v * DT
-                    w = p / WHEELBASE
+                    w = p * (1.0 / WHEELBASE)
                     a01 += p
                     a02 += p * a12
                     a12 += w
@@ -230,11 +233,12 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             rate = (DT / (DT + _STEERING_DELAY) * ((DT * steering_rate + steering) - steering)) / DT
             x += speed * np.cos(heading) * DT
             y += speed * np.sin(heading) * DT
-            heading = _principal(heading + speed * np.tan(steering) / WHEELBASE * DT)
+            heading = _principal(heading + speed * slope * DT)
             speed += next_acceleration * DT
             steering = min(max(steering + rate * DT, -_MAX_STEERING), _MAX_STEERING)
             acceleration = next_acceleration
-            next_yaw_rate = speed * np.tan(steering) / WHEELBASE
+            slope = np.tan(steering) / WHEELBASE
+            next_yaw_rate = speed * slope
             out[n, t + 1, 0], out[n, t + 1, 1], out[n, t + 1, 2] = x, y, heading
             out[n, t + 1, 3], out[n, t + 1, 4] = speed, 0.0
             out[n, t + 1, 5], out[n, t + 1, 6] = acceleration, 0.0
