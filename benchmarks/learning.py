@@ -37,7 +37,10 @@ def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str
 
 def table(summaries: list[dict[str, Any]]) -> str:
     """A Markdown table: a row a seed, and the means."""
-    lines = ["| seed | constant velocity | imitation | RL | PDM-Closed | RL - imitation | minutes |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| seed | constant velocity | imitation | RL | PDM-Closed | RL - imitation | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for label, rows in [*((str(s["seed"]), [s]) for s in summaries), ("mean", summaries)]:
         held = {c: mean(r["heldout"][c] for r in rows) for c in COLUMNS}
         cells = [f"{held[c]:.3f}" for c in COLUMNS] + [f"{held['rl'] - held['imitation']:+.3f}"]

@@ -209,6 +209,15 @@ def test_scenes_are_cached(cache: Path) -> None:
     assert generate(spec).tokens == first.tokens
 
 
+def test_workers_change_nothing(store: SceneStore, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procedural, "_SCENES_PER_WORKER", 2)
+    monkeypatch.setattr(procedural, "store_path", lambda spec: cache / "shared.arrow")
+    calls: list[tuple[int, int]] = []
+    shared = generate(ProceduralSpec(TOWNS, 5, seed=7), progress=lambda done, count: calls.append((done, count)), workers=2)
+    assert all(same(a, b) for a, b in zip(shared, store, strict=False))
+    assert calls[-1] == (5, 5)
+
+
 def test_an_interrupted_generation_leaves_nothing(cache: Path) -> None:
     def stop(done: int, count: int) -> None:
         raise KeyboardInterrupt

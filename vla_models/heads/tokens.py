@@ -145,7 +145,11 @@ class KinematicCodebook:
             s, v = search.now["s"][..., None], search.now["v"][..., None]
             length, end = self._travel(v, bins)
             cost = (s + length - targets[:, k, None, None]) ** 2
-            cost = cost + _SPEED_WEIGHT * (end - wanted_speed[:, k, None, None]) ** 2 + _HARSHNESS_WEIGHT * search.change(bins) ** 2
+            cost = (
+                cost
+                + _SPEED_WEIGHT * (end - wanted_speed[:, k, None, None]) ** 2
+                + _HARSHNESS_WEIGHT * search.change(bins) ** 2
+            )
             search.extend(cost, {"s": s + length, "v": end}, bins, {"length": length, "top": torch.maximum(v, end)})
         return search.best(), search.best("length"), search.best("top")
 

@@ -20,9 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +44,7 @@ from vla_models.scenes.surfaces import town_surfaces
 from vla_models.simulation.traffic import TICK, simulate
 
 if TYPE_CHECKING:
-    from vla_models.render.camera import CameraSpec
+    from vla_models.render.camera import CameraRenderer, CameraSpec
 
 KINDS: Final = tuple(SITUATIONS)
 """Kinds of scenes."""
@@ -60,6 +63,7 @@ _STEPS = 125
 _ATTEMPTS = 400
 _ATTEMPTS_PER_KIND = 40
 _LIGHT_RADIUS = 150.0
+_SCENES_PER_WORKER = 100  # a worker takes some seconds to start
 
 
 @dataclass(frozen=True)
@@ -167,21 +171,36 @@ def generate_scene(spec: ProceduralSpec, index: int) -> Scene:
     )
 
 
-def _scenes(spec: ProceduralSpec, progress: Callable[[int, int], None] | None) -> Iterator[Scene]:
+@lru_cache(maxsize=1)
+def _renderer(camera: CameraSpec) -> CameraRenderer:
+    """This process's renderer; panda3d's engine is made once and kept."""
     from vla_models.render.camera import CameraRenderer
 
-    renderer = None if spec.camera is None else CameraRenderer(spec.camera)
-    try:
-        for index in range(spec.count):
-            scene = generate_scene(spec, index)
-            if renderer is not None and spec.camera is not None:
-                scene = scene.with_(images={spec.camera.name: renderer.render(scene)})
+    return CameraRenderer(camera)
+
+
+def _finished(spec: ProceduralSpec, index: int) -> Scene:
+    """Scene ``index`` of a spec, its image included."""
+    scene = generate_scene(spec, index)
+    return scene if spec.camera is None else scene.with_(images={spec.camera.name: _renderer(spec.camera).render(scene)})
+
+
+def _scenes(spec: ProceduralSpec, workers: int, progress: Callable[[int, int], None] | None) -> Iterator[Scene]:
+    """All scenes of a spec in order; several processes where that is worth their start."""
+    workers = min(workers, spec.count // _SCENES_PER_WORKER)
+    with ExitStack() as stack:
+        made: Iterable[Scene]
+        if workers > 1:
+            # spawn: neither panda3d nor numba's threads like to be forked
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an interrupted generation does not run on
+            made = pool.map(partial(_finished, spec), range(spec.count), chunksize=8)
+        else:
+            made = map(partial(_finished, spec), range(spec.count))
+        for done, scene in enumerate(made, start=1):
             yield scene
             if progress is not None:
-                progress(index + 1, spec.count)
-    finally:
-        if renderer is not None:
-            renderer.close()
+                progress(done, spec.count)
 
 
 @lru_cache(maxsize=1)
@@ -202,8 +221,10 @@ def store_path(spec: ProceduralSpec) -> Path:
     return cache_dir() / "scenes" / f"{hashlib.sha256(what.encode()).hexdigest()[:20]}.arrow"
 
 
-def generate(spec: ProceduralSpec, progress: Callable[[int, int], None] | None = None) -> SceneStore:
+def generate(spec: ProceduralSpec, progress: Callable[[int, int], None] | None = None, workers: int = 1) -> SceneStore:
     """The scenes of ``spec``, from the cache or made now; ``progress(done, count)`` is called after each new one.
+
+    ``workers`` processes share the work; the scenes do not depend on it.
 
     Raises ``SceneError`` where a kind cannot be found in the towns. A generation that is killed leaves nothing behind.
     """
@@ -218,4 +239,4 @@ def generate(spec: ProceduralSpec, progress: Callable[[int, int], None] | None =
         "source": source_hash(),
         "spec": json.dumps(asdict(spec), sort_keys=True),
     }
-    return write_scenes(path, _scenes(spec, progress), provenance)
+    return write_scenes(path, _scenes(spec, workers, progress), provenance)

@@ -118,7 +118,7 @@ class Scene:
     images: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """camera name ("front") -> RGB uint8 [H, W, 3] at decision time; empty where there is no camera."""
     light_heads: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
-    """[K, 4] x, y, heading (the way it faces), state (0 green, 1 yellow, 2 red) of traffic lights at t = 0: for the camera only."""
+    """[K, 4] x, y, heading (the way it faces), state (0 green, 1 yellow, 2 red) of traffic lights at t = 0, for the camera."""
     route: FloatArray = field(default_factory=lambda: np.zeros((0, 2)))
     """[R, 2] points of the route ahead of the ego in the EGO frame, 5 m apart (5, 10, … 50 m): what the model is told."""
     town: str = ""

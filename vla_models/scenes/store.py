@@ -44,7 +44,7 @@ class _Column:
 
 
 _ARRAYS: Final[dict[str, _Column]] = {
-    "scalars": _Column("f8"),  # origin x, y, speed limit, command
+    "scalars": _Column("f8"),  # origin x, y, speed limit, command, time_us (whole numbers up to 2^53 are exact)
     "ego": _Column("f8"),
     "ego_history": _Column("f8", (11,), optional=True),
     "centerline": _Column("f8", (3,)),
@@ -82,7 +82,7 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
         if image.dtype != np.uint8 or image.ndim != 3:
             raise SceneError(f"scene {scene.token!r}: image {name!r} must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
     found: dict[str, npt.NDArray[Any] | None] = {
-        "scalars": np.array([*scene.origin, scene.speed_limit, scene.command]),
+        "scalars": np.array([*scene.origin, scene.speed_limit, scene.command, scene.time_us]),
         "ego": scene.ego,
         "ego_history": scene.ego_history,
         "centerline": scene.centerline,
@@ -271,6 +271,7 @@ def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
         images=images,
         light_heads=a["light_heads"],
         route=a["route"],
+        time_us=int(a["scalars"][4]),
         town=text["town"],
         kind=text["kind"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +30,7 @@ def build_scenes(config: VLAConfig, part: Literal["train", "heldout"]) -> Sequen
     towns, count = (env.train_towns, env.train_scenes) if part == "train" else (env.heldout_towns, env.heldout_scenes)
     spec = ProceduralSpec(towns=tuple(towns), count=count, seed=env.scenes_seed, camera=camera)
     with Bar(f"scenes ({part})", count) as bar:
-        scenes = generate(spec, progress=bar)
+        scenes = generate(spec, progress=bar, workers=config.training.threads or len(os.sched_getaffinity(0)))
     if len(scenes) == 0:
         raise SceneError(f"the towns {', '.join(towns)} gave no {part} scenes; name others in environment.{part}_towns")
     return scenes
