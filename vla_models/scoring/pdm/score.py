@@ -37,8 +37,8 @@ Version = Literal["v1", "v2"]
 
 VERSIONS: Final = ("v1", "v2")
 
-_NC, _DAC, _DDC, _TLC, _TTC, _LK, _COMFORT, _PROGRESS, _NC_INDEX, _TTC_INDEX, _MULT, _EP, _SCORE = range(13)
-_ROWS: Final = 13
+_NC, _DAC, _DDC, _TLC, _TTC, _LK, _COMFORT, PROGRESS_ROW, _NC_INDEX, _TTC_INDEX, MULT_ROW, _EP, SCORE_ROW = range(13)
+TABLE_ROWS: Final = 13
 """Rows of the kernels' result table [13, N]."""
 
 
@@ -107,7 +107,7 @@ def rate_kernel(
     collision_kernel(states, boxes, flags, agents, version, table[_NC], table[_NC_INDEX])
     time_to_collision_kernel(states, boxes, flags, agents, version, table[_TTC], table[_TTC_INDEX])
     compliance_kernel(boxes, flags, version, table[_DAC], table[_DDC])
-    progress_kernel(boxes, line, table[_PROGRESS])
+    progress_kernel(boxes, line, table[PROGRESS_ROW])
     if has_past:
         comfort_kernel(states, past, operator, lever, table[_COMFORT])
     else:
@@ -120,14 +120,14 @@ def rate_kernel(
         lane_keeping_kernel(boxes, flags, line, table[_LK])
     for n in range(states.shape[0]):
         mult = table[_NC, n] * table[_DAC, n]
-        table[_MULT, n] = mult if version == 1 else mult * table[_DDC, n] * table[_TLC, n]
+        table[MULT_ROW, n] = mult if version == 1 else mult * table[_DDC, n] * table[_TLC, n]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult: float) -> None:
     """The last rows of ``table`` [13, N]: progress relative to the better of plan and reference, and the weighted total."""
     for n in range(table.shape[1]):
-        mult, progress = table[_MULT, n], table[_PROGRESS, n]
+        mult, progress = table[MULT_ROW, n], table[PROGRESS_ROW, n]
         best = max(progress * mult, ref_progress * ref_mult)
         if version == 1:
             ep = progress * mult / best if best > PROGRESS_THRESHOLD else (1.0 if mult != 0.0 else 0.0)
@@ -136,7 +136,7 @@ def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult:
             ep = min(1.0, progress / best) if best > PROGRESS_THRESHOLD else 1.0
             weighted = (5.0 * ep + 5.0 * table[_TTC, n] + 2.0 * table[_LK, n] + 2.0 * table[_COMFORT, n]) / 14.0
         table[_EP, n] = ep
-        table[_SCORE, n] = mult * weighted
+        table[SCORE_ROW, n] = mult * weighted
 
 
 def _rate(
@@ -159,7 +159,7 @@ def _rate(
 
 def _rate_one(scene: PreparedScene, poses: FloatArray, version: Version) -> FloatArray:
     """Column [13] of the result table for one plan's poses [1, 41, 3]."""
-    table = np.zeros((_ROWS, 1))
+    table = np.zeros((TABLE_ROWS, 1))
     _rate(scene, poses, version, np.empty((1, STEPS, 11)), np.empty((1, STEPS), np.uint8), table)
     return table[:, 0]
 
@@ -169,7 +169,7 @@ def _reference(scene: PreparedScene, version: Version) -> tuple[float, float]:
     known = scene.reference_terms.get(version)
     if known is None:
         row = _rate_one(scene, scene.reference_poses, version)
-        known = float(row[_PROGRESS]), float(row[_MULT])
+        known = float(row[PROGRESS_ROW]), float(row[MULT_ROW])
         scene.reference_terms[version] = known
     return known
 
@@ -221,7 +221,7 @@ def score(
         raise SceneError("no scenes to score")
     plans = _checked_plans(proposals, [s.token for s in listed], single)
     scene_count, plan_count = plans.shape[:2]
-    table = np.empty((scene_count, _ROWS, plan_count))
+    table = np.empty((scene_count, TABLE_ROWS, plan_count))
     reference = np.empty((scene_count, 2))
     all_states = np.empty((scene_count, plan_count, STEPS, 11)) if states else None
     all_flags = np.empty((scene_count, plan_count, STEPS), np.uint8) if states else None
@@ -245,9 +245,9 @@ def score(
     bits = (MULTIPLE_LANES, NON_DRIVABLE, ONCOMING)
     areas = None if all_flags is None else np.stack([(all_flags & bit) != 0 for bit in bits], axis=-1)
     return PDMScores(
-        version=version, tokens=tuple(s.token for s in listed), score=row[_SCORE],
+        version=version, tokens=tuple(s.token for s in listed), score=row[SCORE_ROW],
         nc=row[_NC], dac=row[_DAC], ddc=row[_DDC], tlc=None if version == "v1" else row[_TLC], ep=row[_EP], ttc=row[_TTC],
-        lk=None if version == "v1" else row[_LK], comfort=row[_COMFORT], mult=row[_MULT], progress_raw=row[_PROGRESS],
+        lk=None if version == "v1" else row[_LK], comfort=row[_COMFORT], mult=row[MULT_ROW], progress_raw=row[PROGRESS_ROW],
         nc_idx=row[_NC_INDEX], ttc_idx=row[_TTC_INDEX], ref_progress_raw=reference[:, 0], ref_mult=reference[:, 1],
         states=all_states, ego_areas=areas,
     )  # fmt: skip
