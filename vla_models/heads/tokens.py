@@ -23,8 +23,8 @@ from vla_models.errors import PlanError
 
 ACCELERATIONS: Final = (-5.0, -3.5, -2.5, -1.7, -1.0, -0.5, 0.0, 0.5, 1.0, 1.6, 2.2)
 """m/s². NavSim's comfort asks for -4.05 … 2.40: one bin lies below, because a hard stop may save more than comfort costs."""
-CURVATURES: Final = (0.0, 0.004, 0.012, 0.025, 0.045, 0.07, 0.1, 0.14, 0.19, 0.26)
-"""1/m, mirrored to the right (negative). 0.26 is a turn of 4 m radius at the rear axle: NavSim's Pacifica can do 1.8 m."""
+CURVATURES: Final = (0.0, 0.003, 0.008, 0.016, 0.028, 0.045, 0.065, 0.09, 0.12, 0.155, 0.195, 0.24, 0.3)
+"""1/m, mirrored to the right (negative). 0.3 is a turn of 3.3 m radius at the rear axle: NavSim's Pacifica can do 1.8 m."""
 MAX_LATERAL: Final = 9.0
 """m/s² of lateral acceleration that a token may ask for: what dry road gives. Comfort (4.89) is for the model to learn; the
 plans of PDM-Closed themselves ask for more in one scene of ten."""

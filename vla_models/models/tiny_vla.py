@@ -48,9 +48,9 @@ class TinyVLA(VLAForDriving):
 
     def __init__(
         self,
-        dim: int = 160,
+        dim: int = 128,
         layers: int = 4,
-        heads: int = 5,
+        heads: int = 4,
         mlp: float = 3.0,
         image_size: Sequence[int] = (96, 160),
         cameras: Sequence[str] = ("front",),
