@@ -27,6 +27,7 @@ $(INSTALLED): requirements/local.txt requirements/dev.txt requirements/nodeps.tx
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/vla-models doctor # shows that it works, and compiles the kernels once
 	@touch $@
 
 clean: ## remove .venv and what tests and tools left (runs/ is kept)

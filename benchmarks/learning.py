@@ -3,9 +3,9 @@
     python benchmarks/learning.py configs/navsim_quick.yaml --seeds 0 1 2
 
 Each seed is a whole run of ``vla-models train`` in its own process; ``--jobs 2`` has two at a time, each with its share of the
-cores (a small model gains little from the second core, so that is the quicker way through several seeds). Prints the held-out means of every
-seed beside constant velocity and PDM-Closed on the same scenes, and writes ``benchmarks/results/learning_<config>.json``,
-which README and docs quote. Not part of CI: it takes as long as the runs take.
+cores (a small model gains little from a second core, so that is the quicker way through several seeds). Prints the held-out
+means of every seed beside constant velocity and PDM-Closed on the same scenes, and writes
+``benchmarks/results/learning_<config>.json``, which README and docs quote. Not part of CI: it takes as long as the runs take.
 """
 
 from __future__ import annotations
