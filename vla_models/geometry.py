@@ -43,21 +43,6 @@ def arc_lengths(line: FloatArray) -> FloatArray:
     return np.concatenate([np.zeros(1), np.cumsum(steps)])
 
 
-def resample(line: FloatArray, at: npt.ArrayLike) -> FloatArray:
-    """Poses [m, 3] of polyline [n, 3] at the distances ``at`` (clipped to its ends); headings interpolate the short way."""
-    s = arc_lengths(line)
-    q = np.clip(np.asarray(at, dtype=np.float64), 0.0, s[-1])
-    heading = np.unwrap(line[:, 2])
-    return np.stack([np.interp(q, s, line[:, 0]), np.interp(q, s, line[:, 1]), wrap_angle(np.interp(q, s, heading))], -1)
-
-
-def headings(points: FloatArray) -> FloatArray:
-    """Directions [n] along polyline [n, 2]: of the segment that starts at each vertex (the last repeats)."""
-    d = np.diff(points[:, :2], axis=0)
-    h = np.arctan2(d[:, 1], d[:, 0])
-    return np.concatenate([h, h[-1:]])
-
-
 @numba.njit(cache=True)
 def project(line: FloatArray, x: float, y: float) -> tuple[float, float]:
     """Distance along polyline [n, >=2] of the point nearest to (x, y), and the signed offset from it (left is positive)."""

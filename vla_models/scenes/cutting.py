@@ -173,7 +173,7 @@ def cut_scene(
         steps = light_state[future, k] == RED
         if not steps.any():
             continue
-        for lane in graph.light_lanes[graph.light_lane_offsets[light] : graph.light_lane_offsets[light + 1]]:
+        for lane in graph.governed_lanes(light):
             p = index.get(int(surfaces.lane_polygon[lane]), -1)
             if p >= 0 and polygons.on_route[p] and LAYERS[polygons.layer[p]] == "lane_connector" and p not in polygon:
                 polygon.append(p)

@@ -103,7 +103,7 @@ def make_road_net(graph: LaneGraph) -> RoadNet:
             slot_lane.append(np.full(len(keep), lane, dtype=np.int64))
     light = np.full(count, -1, dtype=np.int64)
     for k in range(len(graph.light_pose)):
-        light[graph.light_lanes[graph.light_lane_offsets[k] : graph.light_lane_offsets[k + 1]]] = k
+        light[graph.governed_lanes(k)] = k
     connected = (np.diff(graph.predecessor_offsets) > 0) & (np.diff(graph.successor_offsets) > 0)
     connector = (graph.junction >= 0) & connected & (graph.length > 3.0)
     return RoadNet(
