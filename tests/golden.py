@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_models.geometry import arc_lengths, project, resample, to_frame
+from vla_models.geometry import arc_lengths, project, to_frame
 from vla_models.scenes.neutral import read_scene
 from vla_models.scenes.scene import Scene
 
@@ -22,6 +22,8 @@ def visible_scenes(count: int = 6) -> list[Scene]:
 
 def _visible(scene: Scene, seed: int) -> Scene:
     at, _ = project(scene.centerline, scene.ego[0], scene.ego[1])
-    ahead = resample(scene.centerline, np.minimum(at + 5.0 * np.arange(1, 11), arc_lengths(scene.centerline)[-1]))
+    told = at + 5.0 * np.arange(1, 11)  # np.interp stays at the end of a centre line that is too short
+    arc = arc_lengths(scene.centerline)
+    ahead = np.stack([np.interp(told, arc, scene.centerline[:, k]) for k in (0, 1)], axis=-1)
     image = np.random.default_rng(seed).integers(0, 256, (96, 160, 3), dtype=np.uint8)
-    return scene.with_(images={"front": image}, route=to_frame(ahead[:, :2], scene.ego[:3]), command=seed % 4)
+    return scene.with_(images={"front": image}, route=to_frame(ahead, scene.ego[:3]), command=seed % 4)
