@@ -125,6 +125,9 @@ class Scene:
     """Where the scene lies (a CARLA town or a log name)."""
     kind: str = ""
     """What happens, for statistics ("turn_left", "lead_braking", …)."""
+    ego_history_us: npt.NDArray[np.int64] | None = None
+    """[H] microseconds of ``ego_history``'s rows relative to t = 0 where a log has them (its clock is off by a few, and the
+    official score then takes a sample more); None: exactly 0.5 s apart."""
     time_us: int = 0
     """Microseconds since 1970 at t = 0. The official score truncates times to microseconds, which moves states by ~1e-5 m."""
 

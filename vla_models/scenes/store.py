@@ -23,7 +23,7 @@ from vla_models.errors import SceneError
 from vla_models.files import atomic_path
 from vla_models.scenes.scene import TRACK_STEPS, Polygons, RedLights, Scene, Tracks
 
-SCHEMA_VERSION: Final = "vla_models.scenes/1"
+SCHEMA_VERSION: Final = "vla_models.scenes/2"
 """Changes whenever the columns do."""
 BATCH_ROWS: Final = 256
 BATCH_BYTES: Final = 64 << 20
@@ -47,6 +47,7 @@ _ARRAYS: Final[dict[str, _Column]] = {
     "scalars": _Column("f8"),  # origin x, y, speed limit, command, time_us (whole numbers up to 2^53 are exact)
     "ego": _Column("f8"),
     "ego_history": _Column("f8", (11,), optional=True),
+    "ego_history_us": _Column("i8", optional=True),
     "centerline": _Column("f8", (3,)),
     "polygon_vertices": _Column("f8", (2,)),
     "polygon_offsets": _Column("i8"),
@@ -85,6 +86,7 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
         "scalars": np.array([*scene.origin, scene.speed_limit, scene.command, scene.time_us]),
         "ego": scene.ego,
         "ego_history": scene.ego_history,
+        "ego_history_us": scene.ego_history_us,
         "centerline": scene.centerline,
         "polygon_vertices": scene.polygons.vertices,
         "polygon_offsets": scene.polygons.offsets,
@@ -254,6 +256,7 @@ def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
         origin=a["scalars"][:2],
         ego=a["ego"],
         ego_history=a["ego_history"],
+        ego_history_us=a["ego_history_us"],
         centerline=a["centerline"],
         speed_limit=float(a["scalars"][2]),
         polygons=Polygons(
