@@ -1,8 +1,8 @@
 """NavSim's log files: what a metric cache lacks. Cameras, the driving command, the ego's past and the human's future.
 
 A log (``navsim_logs/SPLIT/LOG.pkl``) is a pickled list of frames, 0.5 s apart, each a dict of lists and arrays; images lie
-beside (``sensor_blobs/SPLIT/LOG/CAM_F0/*.jpg``). Logs are read through ``scenes.restricted``, without navsim. The fields and the
-frames before and after a token are those of navsim/common/dataclasses.py (``AgentInput.from_scene_dict_list``, ``Scene``).
+beside (``sensor_blobs/SPLIT/LOG/CAM_F0/*.jpg``). Logs are read through ``scenes.restricted``, without navsim. The fields and
+the frames before and after a token are those of navsim/common/dataclasses.py (``AgentInput.from_scene_dict_list``, ``Scene``).
 """
 
 from __future__ import annotations
