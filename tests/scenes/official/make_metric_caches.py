@@ -128,7 +128,7 @@ def cache(scene: dict, path: Path) -> official.MetricCache:
         **common,
         log_name="2026.11.24.made",
         timepoint=TimePoint(now),
-        scene_type=SceneFrameType.ORIGINAL,
+        scene_type=SceneFrameType.SYNTHETIC if human is None else SceneFrameType.ORIGINAL,
         human_trajectory=None
         if human is None
         else Trajectory(np.array(human), TrajectorySampling(num_poses=8, interval_length=0.5)),
