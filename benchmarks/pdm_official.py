@@ -201,7 +201,10 @@ class Official:
         out = {"nc": m[MultiMetricIndex.NO_COLLISION], "dac": m[MultiMetricIndex.DRIVABLE_AREA]}
         out["ttc"] = weighted[WeightedMetricIndex.TTC]
         if self.version == "v1":
-            out["ddc"], out["comfort"] = weighted[WeightedMetricIndex.DRIVING_DIRECTION], weighted[WeightedMetricIndex.COMFORTABLE]
+            out["ddc"], out["comfort"] = (
+                weighted[WeightedMetricIndex.DRIVING_DIRECTION],
+                weighted[WeightedMetricIndex.COMFORTABLE],
+            )
         else:
             out["ddc"] = m[MultiMetricIndex.DRIVING_DIRECTION]
             out["tlc"] = m[MultiMetricIndex.TRAFFIC_LIGHT_COMPLIANCE]
