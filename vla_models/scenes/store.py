@@ -318,6 +318,11 @@ class SceneStore(Sequence[Scene]):
         """Kinds of all scenes, in order."""
         return tuple(self._text("kind"))
 
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """[S] CRC-32 of each scene's arrays, in order: equal scenes have equal ones."""
+        every = [self._file.batch(k)["checksum"] for k in range(len(self._file.batches))]
+        return np.concatenate(every)[self._rows] if every else np.zeros(0, np.uint32)
+
     def _text(self, name: str) -> list[str]:
         every = [value for k in range(len(self._file.batches)) for value in self._file.batch(k)[name].to_pylist()]
         return [every[row] for row in self._rows]
