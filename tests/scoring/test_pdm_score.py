@@ -110,7 +110,7 @@ def test_plans_that_are_not_finite_are_named_and_nothing_is_scored(scenes, plans
     bad = plans.copy()
     bad[1, 5, 3, 2] = np.nan
     bad[2, 7, 0, 0] = np.inf
-    with pytest.raises(PlanError, match=r"\(18_intersection_straight, 5\), \(22_dense, 7\)"):
+    with pytest.raises(PlanError, match=r"scene '18_intersection_straight', row 5: .*scene '22_dense', row 7: "):
         score(scenes, bad)
 
 

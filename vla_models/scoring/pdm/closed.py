@@ -32,16 +32,8 @@ from vla_models.scoring.pdm.forecast import Forecast, forecast
 from vla_models.scoring.pdm.idm import SPEED_FRACTIONS, unroll
 from vla_models.scoring.pdm.paths import LATERAL_OFFSETS, build_paths, pose_at
 from vla_models.scoring.pdm.progress import prepare_line
-from vla_models.scoring.pdm.score import (
-    MULT_ROW,
-    PROGRESS_ROW,
-    SCORE_ROW,
-    TABLE_ROWS,
-    VERSIONS,
-    Version,
-    rate_kernel,
-    total_kernel,
-)
+from vla_models.scoring.pdm.rate import MULT_ROW, PROGRESS_ROW, SCORE_ROW, TABLE_ROWS, rate_kernel, total_kernel
+from vla_models.scoring.pdm.score import VERSIONS, Version
 from vla_models.scoring.pdm.track import STEPS, track
 
 _POLICIES: Final = len(SPEED_FRACTIONS)

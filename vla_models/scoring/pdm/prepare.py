@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
-from vla_models.scenes.scene import PLAN_DT, PLAN_STEPS, TRACK_STEPS, Scene
+from vla_models.scenes.scene import PLAN_DT, PLAN_STEPS, Scene
 from vla_models.scoring.pdm.area import Areas, RedAreas, prepare_areas, prepare_red_areas
+from vla_models.scoring.pdm.check import scene_problems
 from vla_models.scoring.pdm.collide import Agents, prepare_agents
 from vla_models.scoring.pdm.comfort import past_states
 from vla_models.scoring.pdm.progress import Line, prepare_line
@@ -27,6 +28,15 @@ FloatArray = npt.NDArray[np.float64]
 
 _KEPT: Final = 256
 """Prepared scenes that are remembered (about 0.3 MB each)."""
+
+
+@dataclass(frozen=True)
+class AbsentScene:
+    """Takes the place of a scene that could not be found or read, so that the rest of a batch can be scored."""
+
+    token: str
+    problem: str
+    """What went wrong and what to do, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,10 @@ class PreparedScene:
 
 
 def prepare(scene: Scene) -> PreparedScene:
-    """``scene`` as the kernels want it. SceneError, naming the scene and what it lacks, if it cannot be scored."""
-    _check(scene)
+    """``scene`` as the kernels want it. SceneError, saying all that it lacks, if it cannot be scored."""
+    problems = scene_problems(scene)
+    if problems:
+        raise SceneError(f"scene {scene.token!r} " + "; it ".join(problems))
     assert scene.reference is not None
     ego = owned(scene.ego)
     interval, fraction = time_table(scene.time_us, PLAN_STEPS, PLAN_DT)
@@ -74,31 +86,6 @@ def prepare(scene: Scene) -> PreparedScene:
         line=prepare_line(scene),
         human=None if scene.human is None else owned(scene.human)[None],
     )
-
-
-def _check(scene: Scene) -> None:
-    """SceneError for what would make a score meaningless."""
-    name = f"scene {scene.token!r}"
-    if scene.reference is None:
-        raise SceneError(
-            f"{name} has no reference, which normalises progress; make one with "
-            "vla_models.scoring.pdm.closed.plan_pdm_closed(scene) and scene.with_(reference=...)"
-        )
-    if scene.reference.shape != (TRACK_STEPS, 3):
-        raise SceneError(f"{name} has a reference of shape {scene.reference.shape}, expected ({TRACK_STEPS}, 3)")
-    if len(scene.centerline) < 2:
-        raise SceneError(f"{name} has a centre line of {len(scene.centerline)} points, at least 2 are needed")
-    if scene.tracks.states.shape[1:] != (TRACK_STEPS, 5):
-        raise SceneError(f"{name} has tracks of shape {scene.tracks.states.shape}, expected [A, {TRACK_STEPS}, 5]")
-    for what, values in (
-        ("ego", scene.ego), ("ego_history", scene.ego_history), ("reference", scene.reference), ("human", scene.human),
-        ("centerline", scene.centerline), ("polygons", scene.polygons.vertices), ("tracks.size", scene.tracks.size),
-    ):  # fmt: skip
-        if values is not None and not np.isfinite(values).all():
-            raise SceneError(f"{name} has numbers in {what!r} that are not finite")
-    absent = np.isnan(scene.tracks.states[:, :, 0])
-    if not np.isfinite(scene.tracks.states[~absent]).all():
-        raise SceneError(f"{name} has track rows that are partly missing: an absent agent's row must be NaN throughout")
 
 
 class _Memory:
@@ -127,6 +114,8 @@ class _Memory:
 _MEMORY: Final = _Memory(_KEPT)
 
 
-def prepared(scene: Scene | PreparedScene) -> PreparedScene:
-    """``scene`` prepared, from memory where it was prepared lately."""
+def prepared(scene: Scene | PreparedScene | AbsentScene) -> PreparedScene:
+    """``scene`` prepared, from memory where it was prepared lately. SceneError where it cannot be scored or is absent."""
+    if isinstance(scene, AbsentScene):
+        raise SceneError(scene.problem)
     return scene if isinstance(scene, PreparedScene) else _MEMORY.get(scene)
