@@ -163,7 +163,9 @@ def find_jobs(scenes: Sequence[SceneRef], proposals: str | Path) -> list[Job]:
     tokens = [str(token) for token in np.atleast_1d(_array(path, "tokens"))]
     array = _array(path, "proposals")
     if array.ndim != 4 or len(array) != len(tokens):
-        raise PlanError(f"{path}: {len(tokens)} tokens, but proposals of shape {array.shape}; expected [{len(tokens)}, N, 8, 3]")
+        raise PlanError(
+            f"{path}: {len(tokens)} tokens, but proposals of shape {array.shape}; expected [{len(tokens)}, N, 8, 3]"
+        )
     row_of = {token: row for row, token in enumerate(tokens)}
     if len(row_of) != len(tokens):
         raise PlanError(f"{path}: names {_first_double(tokens)!r} twice in 'tokens'; tokens must be unique")

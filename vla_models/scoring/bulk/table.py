@@ -19,7 +19,8 @@ ENDINGS: Final = (".npz", ".csv", ".parquet")
 
 _TEXT: Final = ("token", "error")
 _STAMPED: Final = ("package", "score", "traffic", "scorer_sha256", "source_sha256")
-"""Provenance that a CSV, which has no place for metadata, repeats in each row."""
+"""Provenance that a CSV, which has no place for metadata, repeats in each row …"""
+_STAMP_LENGTH: Final = 20  # … cut to so many characters
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ScoreTable:
     def _write_csv(self, path: Path) -> None:
         from pyarrow import csv
 
-        stamp = {name: np.full(len(self), str(self.provenance[name])) for name in _STAMPED}
+        stamp = {name: np.full(len(self), str(self.provenance[name])[:_STAMP_LENGTH]) for name in _STAMPED}
         csv.write_csv(self._arrow({f"{name}_version" if name == "score" else name: v for name, v in stamp.items()}), str(path))
 
     def _write_parquet(self, path: Path) -> None:

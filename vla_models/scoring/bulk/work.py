@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vla_models.errors import PlanError, SceneError
 from vla_models.scoring.bulk.sources import Job
 from vla_models.scoring.bulk.table import joined
-from vla_models.scoring.pdm import PDMScores, human_filtered, score
+from vla_models.scoring.pdm import AbsentScene, PDMScores, extended_score, human_filtered, score
 from vla_models.scoring.pdm.score import Version
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -23,8 +23,10 @@ class Options:
     """What the scores of a scene depend on besides the scene and its proposals."""
 
     version: Version = "v1"
+    traffic: str = "log_replay"
+    """How other agents move, see ``score``."""
     human_filter: bool = False
-    """v2: also the sub-scores after the official human filter, as ``f_nc`` …"""
+    """v2: also the sub-scores after the official human filter, as ``f_nc`` …, and the total over them, ``f_score``."""
 
 
 def score_share(jobs: Sequence[Job], options: Options) -> Columns:
@@ -33,29 +35,41 @@ def score_share(jobs: Sequence[Job], options: Options) -> Columns:
 
 
 def _score(job: Job, options: Options) -> Columns:
-    count = 1
+    name = job.scene.name
     try:
         if job.plans is None:
             raise PlanError(f"no proposals: {job.problem}")
         plans = job.plans.load()
-        count = len(plans)
+    except PlanError as error:
+        nothing = {"score": np.full(1, np.nan)}
+        return {"token": np.array([name]), "proposal": np.zeros(1, np.int64), **nothing, "error": np.array([str(error)])}
+    try:
         scene = job.scene.load()
-        scores = score(scene, plans, options.version)
-        columns = columns_of(scores)
-        if options.human_filter:
-            columns |= {f"f_{name}": values[0] for name, values in human_filtered(scene, scores).terms().items()}
-    except (PlanError, SceneError) as error:
-        return _rows(job, count, {"score": np.full(count, np.nan)}, np.full(count, str(error)))
-    return _rows(job, count, columns, np.full(count, ""))
-
-
-def _rows(job: Job, count: int, columns: Columns, errors: npt.NDArray[np.str_]) -> Columns:
-    return {"token": np.full(count, job.scene.name), "proposal": np.arange(count), **columns, "error": errors}
+    except SceneError as error:
+        scene = AbsentScene(name, str(error))
+    scores = score(scene, plans, options.version, on_error="mark")
+    columns = columns_of(scores)
+    if options.human_filter:
+        filtered = human_filtered(scene, scores)
+        columns |= {f"f_{name}": values[0] for name, values in filtered.terms().items()}
+        columns |= {"f_mult": filtered.mult[0], "f_score": extended_score(filtered, np.nan)[0]}
+    count = len(plans)
+    return {"token": np.full(count, name), "proposal": np.arange(count), **columns, "error": _errors(scores)}
 
 
 def columns_of(scores: PDMScores) -> Columns:
     """The numbers of one scene's scores, each [N], the total first."""
-    count = scores.score.shape[1]
-    columns = {"score": scores.score[0]} | {name: values[0] for name, values in scores.terms().items()}
+    columns: Columns = {"score": scores.score[0]} | {name: values[0] for name, values in scores.terms().items()}
     columns |= {name: getattr(scores, name)[0] for name in ("mult", "progress_raw", "nc_idx", "ttc_idx")}
-    return columns | {name: np.full(count, getattr(scores, name)[0]) for name in ("ref_progress_raw", "ref_mult")}
+    for name in ("ref_progress_raw", "ref_mult"):
+        columns[name] = np.broadcast_to(getattr(scores, name)[0], columns["score"].shape).copy()
+    return columns
+
+
+def _errors(scores: PDMScores) -> npt.NDArray[np.str_]:
+    """[N] why each row has no score; empty where it has one."""
+    texts = [""] * scores.score.shape[1]
+    for problem in scores.problems:
+        for row in range(len(texts)) if problem.row is None else [problem.row]:
+            texts[row] = problem.message
+    return np.array(texts)
