@@ -30,6 +30,7 @@ from vla_models.scoring.pdm.rate import (
     NC_INDEX_ROW,
     NC_ROW,
     PROGRESS_ROW,
+    REVERSE_ROW,
     SCORE_ROW,
     TABLE_ROWS,
     TLC_ROW,
@@ -71,7 +72,7 @@ def comfort_terms(scene: PreparedScene, version: int) -> tuple[FloatArray, bool,
 
 
 def rate_plans(scene: PreparedScene, plans: FloatArray, version: Version, table: FloatArray, scratch: Scratch) -> None:
-    """Drive and rate plans [N, 8, 3]: all rows of ``table`` [13, N] but the last two."""
+    """Drive and rate plans [N, 8, 3]: all rows of ``table`` [14, N] but the last two."""
     number = VERSIONS.index(version) + 1
     drive_kernel(
         plans, scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, scene.agents, scene.areas, scene.red_areas,
@@ -186,7 +187,7 @@ def score(
         version=version, tokens=tuple(s.token for s in given), score=row[SCORE_ROW],
         nc=row[NC_ROW], dac=row[DAC_ROW], ddc=row[DDC_ROW], tlc=None if number == 1 else row[TLC_ROW], ep=row[EP_ROW],
         ttc=row[TTC_ROW], lk=None if number == 1 else row[LK_ROW], comfort=row[COMFORT_ROW], mult=row[MULT_ROW],
-        progress_raw=row[PROGRESS_ROW], nc_idx=row[NC_INDEX_ROW], ttc_idx=row[TTC_INDEX_ROW],
+        progress_raw=row[PROGRESS_ROW], reverse=row[REVERSE_ROW], nc_idx=row[NC_INDEX_ROW], ttc_idx=row[TTC_INDEX_ROW],
         ref_progress_raw=reference[:, 0], ref_mult=reference[:, 1],
         valid=valid, problems=tuple(problems), states=all_states, ego_areas=areas,
     )  # fmt: skip
