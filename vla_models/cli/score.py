@@ -266,4 +266,30 @@ def _beside(out: Path | None, token: str, row: int) -> Path | None:
 
 
 def _explain(jobs: Sequence[Job], options: Options, token: str, row: int, picture: Path | None) -> None:
-    raise NotImplementedError
+    """Why proposal ``row`` of a scene lost its points: a line a reason, and a picture."""
+    from vla_models.errors import did_you_mean
+    from vla_models.report.explanation import explained, title, write_picture
+    from vla_models.scoring.pdm import human_terms
+    from vla_models.scoring.pdm.explain import explain
+
+    job = next((job for job in jobs if job.scene.name == token), None)
+    if job is None:
+        raise SceneError(f"--explain {token!r}: there is no such scene; {did_you_mean(token, [j.scene.name for j in jobs])}")
+    if job.plans is None:
+        raise PlanError(f"there are no proposals for scene {token!r}: {job.problem}")
+    plans = job.plans.load()
+    if row >= len(plans):
+        raise PlanError(f"--row {row}: scene {token!r} has proposals 0 to {len(plans) - 1}")
+    scene = job.scene.load()
+    explanation = explain(scene, plans[row], options.version)
+    lines = explained(scene, explanation, human_terms(scene) if options.human_filter else None)
+    _say(title(explanation, row))
+    for line in lines:
+        _say(f"  {line.term:<8}{line.value:.3f}  {line.cost:<13}  {line.text}")
+    if not lines:
+        _say("  nothing was lost")
+    if picture is None:
+        _say("  (--picture FILE.png draws it)")
+    else:
+        write_picture(picture, scene, plans[row], explanation, lines, row)
+        _say(f"wrote {picture}")

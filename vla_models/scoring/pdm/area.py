@@ -251,6 +251,15 @@ def inside(
     return found
 
 
+@numba.njit(cache=True, error_model="numpy")
+def ego_corners(x: float, y: float, c: float, s: float, xs: FloatArray, ys: FloatArray) -> None:
+    """Corners of the ego box at (x, y) with direction (c, s), into ``xs[:4]``, ``ys[:4]``, in the order of ``CORNERS``."""
+    lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
+    xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx
+    ys[0], ys[1], ys[2], ys[3] = y + ly + wy, y - ly + wy, y - ly - wy, y + ly - wy
+
+
+CORNERS: Final = ("front left", "rear left", "rear right", "front right")
 _CORNERS: Final = 0b001111
 _CENTER: Final = 0b010000
 _REAR_AXLE: Final = 0b100000
@@ -284,9 +293,7 @@ def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.ND
                     near[count] = p
                     count += 1
             x, y, c, s = boxes[n, t, BOX_X], boxes[n, t, BOX_Y], boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
-            lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
-            xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx
-            ys[0], ys[1], ys[2], ys[3] = y + ly + wy, y - ly + wy, y - ly - wy, y + ly - wy
+            ego_corners(x, y, c, s, xs, ys)
             xs[4], ys[4], xs[5], ys[5] = x, y, states[n, t, 0], states[n, t, 1]
             covered = 0  # corners on drivable ground
             touched_lanes = 0

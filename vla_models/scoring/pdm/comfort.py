@@ -132,14 +132,14 @@ def comfort_quantity_kernel(
     kind: int, driven: FloatArray, past: FloatArray, operator: FloatArray, lever: float, column: FloatArray,
     smooth: FloatArray, out: FloatArray,
 ) -> None:  # fmt: skip
-    """Quantity ``kind`` (index into ``COMFORT_QUANTITIES``) of one driven plan [41, 11] after ``past`` [B, 11]: ``out`` [B + 41].
+    """One of ``COMFORT_QUANTITIES`` (``kind`` is its index) over ``past`` [B, 11] and one ``driven`` plan [41, 11].
 
-    ``column`` and ``smooth`` [B + 41] are overwritten. ``lever`` as in ``comfort_kernel``.
+    ``out`` [B + 41] is written, ``column`` and ``smooth`` [B + 41] are overwritten; ``lever`` as in ``comfort_kernel``.
     """
     before = past.shape[0]
     for t in range(before + STEPS):
         s = past[t] if t < before else driven[t - before]
-        if kind == _LON_ACCELERATION or kind == _LON_JERK:
+        if kind in (_LON_ACCELERATION, _LON_JERK):
             column[t] = s[5] + lever * (s[9] * s[9]) + lever * s[10]
         elif kind == _LAT_ACCELERATION:
             column[t] = s[6]
@@ -147,9 +147,9 @@ def comfort_quantity_kernel(
             column[t] = np.hypot(s[5], s[6])
         else:
             smooth[t] = s[2]
-    if kind == _LON_ACCELERATION or kind == _LAT_ACCELERATION:
+    if kind in (_LON_ACCELERATION, _LAT_ACCELERATION):
         _apply(operator[_ACCELERATION], column, out)
-    elif kind == _LON_JERK or kind == _WHOLE_JERK:
+    elif kind in (_LON_JERK, _WHOLE_JERK):
         _apply(operator[_SMOOTHED], column, smooth)
         _apply(operator[_JERK], smooth, out)
     else:
