@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,13 @@ from vla_models.cli.app import app, console
 from vla_models.errors import ConfigError, OutputError, PlanError, SceneError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from vla_models.scenes.scene import Scene
     from vla_models.scoring.bulk import Job, Options, ScoreTable
+
+    FloatArray = npt.NDArray[np.float64]
 
 
 class Version(StrEnum):
@@ -120,14 +125,15 @@ def score(
     options = Options(version.value, traffic.value, human_filter)
     scenes = find_scenes(scene)
     jobs = find_jobs(scenes, proposals)
+    wanted = None if explain is None else _wanted(jobs, explain, row)
     if out is not None:
         if len(jobs) == 1 and jobs[0].scene.row is None and Path(scene).is_file() and out.suffix == ".npz":
             _score_one(jobs[0], options, on_error.value, out)
         else:
             table = _score_many(jobs, options, on_error, out, engine.value, threads or len(os.sched_getaffinity(0)))
             _print_means(table, out)
-    if explain is not None:
-        _explain(jobs, options, explain, row, picture or _beside(out, explain, row))
+    if wanted is not None:
+        _explain(wanted, row, options, picture or _beside(out, wanted[0].token, row))
 
 
 def _check(
@@ -161,21 +167,16 @@ def _score_one(job: Job, options: Options, on_error: str, out: Path) -> None:
     """One scene file: every official array by its own name."""
     import numpy as np
 
-    from vla_models.files import atomic_path
     from vla_models.scoring.bulk.official import official_arrays
     from vla_models.scoring.bulk.run import provenance
+    from vla_models.scoring.bulk.table import write_arrays
 
     if job.plans is None:
         raise PlanError(f"there are no proposals for scene {job.scene.name!r}: {job.problem}")
     plans = job.plans.load()
     scene = job.scene.load()
     arrays = official_arrays(scene, plans, options, on_error)
-    stamp = json.dumps(provenance([job], options))
-    try:
-        with atomic_path(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, token=np.array(scene.token), provenance=np.array(stamp), **arrays)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error
+    write_arrays(out, {"token": np.array(scene.token), **arrays}, provenance([job], options))
     valid = arrays["valid"]
     means = {name: float(values[valid].mean()) for name, values in arrays.items() if _is_summed(name, values) and valid.any()}
     _print_table(means, f"{scene.token}: means over {int(valid.sum())} proposals, {options.version}")
@@ -261,18 +262,13 @@ def _warn(text: str) -> None:
     console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False, style="yellow")
 
 
-def _beside(out: Path | None, token: str, row: int) -> Path | None:
-    return None if out is None else out.with_name(f"{out.stem}.{token}.{row}.png")
-
-
-def _explain(jobs: Sequence[Job], options: Options, token: str, row: int, picture: Path | None) -> None:
-    """Why proposal ``row`` of a scene lost its points: a line a reason, and a picture."""
+def _wanted(jobs: Sequence[Job], token: str, row: int) -> tuple[Scene, FloatArray]:
+    """The scene and the proposal [8, 3] that --explain asks about."""
     from vla_models.errors import did_you_mean
-    from vla_models.report.explanation import explained, title, write_picture
-    from vla_models.scoring.pdm import human_terms
-    from vla_models.scoring.pdm.explain import explain
 
     job = next((job for job in jobs if job.scene.name == token), None)
+    if job is None and len(jobs) == 1 and jobs[0].scene.load().token == token:  # a file that is named otherwise
+        job = jobs[0]
     if job is None:
         raise SceneError(f"--explain {token!r}: there is no such scene; {did_you_mean(token, [j.scene.name for j in jobs])}")
     if job.plans is None:
@@ -280,8 +276,21 @@ def _explain(jobs: Sequence[Job], options: Options, token: str, row: int, pictur
     plans = job.plans.load()
     if row >= len(plans):
         raise PlanError(f"--row {row}: scene {token!r} has proposals 0 to {len(plans) - 1}")
-    scene = job.scene.load()
-    explanation = explain(scene, plans[row], options.version)
+    return job.scene.load(), plans[row]
+
+
+def _beside(out: Path | None, token: str, row: int) -> Path | None:
+    return None if out is None else out.with_name(f"{out.stem}.{token}.{row}.png")
+
+
+def _explain(wanted: tuple[Scene, FloatArray], row: int, options: Options, picture: Path | None) -> None:
+    """Why a proposal lost its points: a line a reason, and a picture."""
+    from vla_models.report.explanation import explained, title, write_picture
+    from vla_models.scoring.pdm import human_terms
+    from vla_models.scoring.pdm.explain import explain
+
+    scene, plan = wanted
+    explanation = explain(scene, plan, options.version)
     lines = explained(scene, explanation, human_terms(scene) if options.human_filter else None)
     _say(title(explanation, row))
     for line in lines:
@@ -291,5 +300,5 @@ def _explain(jobs: Sequence[Job], options: Options, token: str, row: int, pictur
     if picture is None:
         _say("  (--picture FILE.png draws it)")
     else:
-        write_picture(picture, scene, plans[row], explanation, lines, row)
+        write_picture(picture, scene, plan, explanation, lines, row)
         _say(f"wrote {picture}")

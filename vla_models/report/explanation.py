@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 
 _COLOUR: Final = "#d6001c"
+_OTHER: Final = "#7b2cbf"
 _STRETCH: Final = "#ff8a00"
 _UNITS: Final = {"acceleration": "m/s²", "jerk": "m/s³", "yaw rate": "rad/s", "yaw acceleration": "rad/s²"}
 _FAULTS: Final = {
@@ -117,7 +118,7 @@ def _sentence(scene: Scene, fact: Fact) -> str:
         case OffCentre():
             side = "left" if fact.deviation >= 0 else "right"
             away = f"up to {abs(fact.deviation):.2f} m {side} of the route's centre line"
-            return f"{away} from {_at(fact.first)} to {_at(fact.step)} and perhaps on"
+            return f"{away} by {_at(fact.step)}, off it since {_at(fact.first)}"
         case Harsh():
             unit = next(unit for name, unit in reversed(_UNITS.items()) if fact.quantity.endswith(name))
             when = f"at {fact.seconds:.1f} s" if fact.seconds >= 0 else f"{-fact.seconds:.1f} s before the plan begins"
@@ -154,7 +155,7 @@ def write_picture(path: Path, scene: Scene, plan: npt.ArrayLike, explanation: Ex
     ax.plot(*on_page(driven, scene.ego).T, color="#15202b", lw=1.0, ls=":", zorder=11)
     for number, fact in enumerate(explanation.facts, 1):
         _mark(ax, scene, driven, fact, number)
-    text = [title(explanation, row), ""]
+    text = [*textwrap.wrap(title(explanation, row), 58), ""]
     for number, line in enumerate(lines, 1):
         text += textwrap.wrap(
             f"{number}  {line.term} = {line.value:.3g}  ({line.cost}): {line.text}", 58, subsequent_indent="   "
@@ -181,11 +182,12 @@ def _mark(ax: Axes, scene: Scene, driven: FloatArray, fact: Fact, number: int) -
             length, width = scene.tracks.size[fact.track, :2]
             ego = _footprint(driven[fact.step], driven[fact.step, 3] * later * DT)
             _box(ax, scene, ego, "--" if later else "-")
-            _box(ax, scene, box_corners(state[0], state[1], state[2], length, width), "--" if later else "-")
+            _box(ax, scene, box_corners(state[0], state[1], state[2], length, width), "--" if later else "-", _OTHER)
             at = state[:2]
         case OffRoad():
             _box(ax, scene, _footprint(driven[fact.step]), "-")
-            ax.scatter(*on_page(fact.points, scene.ego).T, marker="x", s=70, c=_COLOUR, linewidths=2.2, zorder=14)
+            out = on_page(fact.points, scene.ego)
+            ax.scatter(out[:, 0], out[:, 1], marker="x", s=70, c=_COLOUR, linewidths=2.2, zorder=14)
             at = fact.points[0]
         case RedLight():
             ring = on_page(scene.polygons.ring(fact.polygon), scene.ego)
@@ -200,10 +202,11 @@ def _mark(ax: Axes, scene: Scene, driven: FloatArray, fact: Fact, number: int) -
             at = driven[max(0, round(fact.seconds / DT)), :2]
         case Slow():
             at = driven[-1, :2]
+    around = 2.4 * number  # radians: neighbours in number lie on different sides
     ax.annotate(
-        str(number), on_page(at[None], scene.ego)[0], xytext=(9 + 4 * (number % 3), 9), textcoords="offset points", zorder=15,
-        fontsize=8.5, fontweight="bold", color="white", ha="center", va="center", annotation_clip=True,
-        bbox={"boxstyle": "circle,pad=0.22", "fc": _COLOUR, "ec": "white", "lw": 0.8},
+        str(number), on_page(at[None], scene.ego)[0], xytext=(20.0 * np.cos(around), 20.0 * np.sin(around)),
+        textcoords="offset points", zorder=15, fontsize=8.5, fontweight="bold", color="white", ha="center", va="center",
+        annotation_clip=True, bbox={"boxstyle": "circle,pad=0.22", "fc": _COLOUR, "ec": "white", "lw": 0.8},
         arrowprops={"arrowstyle": "-", "color": _COLOUR, "lw": 1.0},
     )  # fmt: skip
 
@@ -215,9 +218,9 @@ def _footprint(state: FloatArray, ahead: float = 0.0) -> FloatArray:
     return box_corners(x, y, heading, EGO_LENGTH, EGO_WIDTH)
 
 
-def _box(ax: Axes, scene: Scene, corners: FloatArray, style: Any) -> None:
+def _box(ax: Axes, scene: Scene, corners: FloatArray, style: Any, colour: str = _COLOUR) -> None:
     ring = on_page(np.concatenate([corners, corners[:1]]), scene.ego)
-    ax.plot(*ring.T, color=_COLOUR, lw=1.8, ls=style, zorder=13)
+    ax.plot(*ring.T, color=colour, lw=1.8, ls=style, zorder=13)
 
 
 def _stretch(ax: Axes, scene: Scene, states: FloatArray) -> FloatArray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +26,8 @@ Shares = Mapping[int, Sequence[Job]]
 ENGINES: Final = ("local", "ray")
 _DEATHS: Final = 3
 """Deaths of workers in a row, without a share finished in between, that end the run."""
+_KNOCK_S: Final = 10.0
+"""Seconds that the Ray cluster may take to answer at all."""
 _AHEAD: Final = 4
 """Shares that wait at Ray for each worker; the rest stay here."""
 
@@ -63,10 +67,16 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
 
 
 def _end_with_parent() -> None:
-    """A worker must not outlive a run that was killed: it would wait for work for ever."""
+    """A worker must not outlive a run that was killed (it would wait for work for ever), nor complain about Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
@@ -78,7 +88,7 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
     if ours:
         _start(ray, workers)
     try:
-        remote = ray.remote(max_retries=_DEATHS)(_score_apart)
+        remote = ray.remote(max_retries=_DEATHS)(score_share)
         ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", workers)))
         waiting = iter(shares.items())
         running: dict[Any, int] = {}
@@ -92,7 +102,9 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
             number = running.pop(done[0])
             try:
                 columns = ray.get(done[0])
-            except ray.exceptions.WorkerCrashedError as error:
+            except ray.exceptions.RayTaskError:  # a mistake of ours, not of a machine
+                raise
+            except ray.exceptions.RayError as error:
                 raise _died(number, shares) from error
             yield number, columns
     finally:
@@ -103,19 +115,27 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
 def _start(ray: Any, workers: int) -> None:
     """Join the cluster of RAY_ADDRESS, or start a head of our own ("local": never one that happens to run here)."""
     address = os.environ.get("RAY_ADDRESS")
+    for name in (
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    ):  # no reports to anybody; no advice about GPUs
+        os.environ.setdefault(name, "0")
     try:
         if address:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         else:
             ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="warning")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"the cluster of RAY_ADDRESS={address!r} cannot be reached" if address else "Ray does not start on this machine"
         raise WorkerError(f"{where}: {error}") from error
 
 
-def _score_apart(jobs: Sequence[Job], options: Options) -> Columns:
-    """``score_share`` as a function that Ray finds by name."""
-    return score_share(jobs, options)
+def _knock(address: str) -> None:
+    """OSError if nobody listens at ``address`` ("host:port", "ray://host:port"): Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def _died(number: int, shares: Shares) -> WorkerError:

@@ -20,10 +20,9 @@ import numpy as np
 
 import vla_models
 from vla_models.errors import OutputError
-from vla_models.files import atomic_path
 from vla_models.scoring.bulk.engines import Engine, score_shares
 from vla_models.scoring.bulk.sources import Job, source_digest
-from vla_models.scoring.bulk.table import ScoreTable, joined
+from vla_models.scoring.bulk.table import ScoreTable, joined, write_arrays
 from vla_models.scoring.bulk.work import Columns, Options
 
 DEFINITIONS: Final = {
@@ -126,11 +125,7 @@ class _Kept:
     def put(self, number: int, columns: Columns) -> None:
         if self.folder is None:
             return
-        try:
-            with atomic_path(self.folder / f"{self.keys[number]}.npz") as temporary, temporary.open("wb") as file:
-                np.savez(file, **columns)
-        except OSError as error:
-            raise OutputError(f"finished work cannot be kept in {self.folder}: {error}") from error
+        write_arrays(self.folder / f"{self.keys[number]}.npz", columns)
 
 
 @contextmanager

@@ -54,16 +54,15 @@ class ScoreTable:
 
     def write(self, path: Path) -> None:
         """Write the table in the format of ``path``'s ending, with its provenance, never half of it. Raises OutputError."""
-        write = {".npz": self._write_npz, ".csv": self._write_csv, ".parquet": self._write_parquet}[check_ending(path)]
+        ending = check_ending(path)
+        if ending == ".npz":
+            write_arrays(path, self.columns, self.provenance)
+            return
         try:
             with atomic_path(path) as temporary:
-                write(temporary)
+                (self._write_csv if ending == ".csv" else self._write_parquet)(temporary)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error}") from error
-
-    def _write_npz(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **self.columns, provenance=np.array(json.dumps(dict(self.provenance))))
 
     def _write_csv(self, path: Path) -> None:
         from pyarrow import csv
@@ -88,6 +87,16 @@ def check_ending(path: Path) -> str:
     if path.suffix not in ENDINGS:
         raise OutputError(f"results can be written to {', '.join(ENDINGS)}, not to {path.name!r}")
     return path.suffix
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], provenance: Mapping[str, Any] | None = None) -> None:
+    """Write ``arrays`` (with ``provenance`` as JSON) to the ``.npz`` file ``path``, never half of it. Raises OutputError."""
+    stamp = {} if provenance is None else {"provenance": np.array(json.dumps(dict(provenance)))}
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays, **stamp)  # type: ignore[arg-type]  # its stub takes keywords for its own options
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def joined(parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import PlanError, SceneError
+from vla_models.scenes.scene import Scene
 from vla_models.scoring.bulk.sources import Job
 from vla_models.scoring.bulk.table import joined
 from vla_models.scoring.pdm import AbsentScene, PDMScores, extended_score, human_filtered, score
@@ -43,6 +44,7 @@ def _score(job: Job, options: Options) -> Columns:
     except PlanError as error:
         nothing = {"score": np.full(1, np.nan)}
         return {"token": np.array([name]), "proposal": np.zeros(1, np.int64), **nothing, "error": np.array([str(error)])}
+    scene: Scene | AbsentScene
     try:
         scene = job.scene.load()
     except SceneError as error:

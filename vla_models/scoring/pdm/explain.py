@@ -201,7 +201,7 @@ def explain(scene: Scene, plan: npt.ArrayLike, version: Version = "v1") -> Expla
     driven = _Driven(scene, ready, scores.states[0], VERSIONS.index(version) + 1)
     facts: list[Fact] = []
     if scores.nc[0, 0] < 1.0:
-        facts += sorted(driven.collisions(), key=lambda fact: fact.step)
+        facts += driven.collisions()
     if scores.dac[0, 0] < 1.0:
         facts.append(driven.off_road())
     if scores.ddc[0, 0] < 1.0:
@@ -230,7 +230,7 @@ class _Driven:
         area_kernel(states, self.boxes, ready.areas, self.flags)
 
     def collisions(self) -> list[Collision]:
-        """All at-fault collisions."""
+        """All at-fault collisions, the first one first."""
         found = []
         for a in range(len(self.scene.tracks)):
             cost, at = self._contact(a, collision_kernel, self.flags)
@@ -238,7 +238,7 @@ class _Driven:
                 step = int(at)
                 how, place = self._fault(a, step, collision_kernel)
                 found.append(Collision(*self._agent(a), step, how, place, cost, self._speed(step)))
-        return found
+        return sorted(found, key=lambda fact: fact.step)
 
     def too_close(self) -> list[TooClose]:
         """The agents that the ego comes too close to first."""
@@ -315,7 +315,7 @@ class _Driven:
         self, a: int, kernel: Callable[..., None], flags: npt.NDArray[np.uint8], only_at: int | None = None
     ) -> tuple[float, float]:
         """(sub-score, first step) that a collision kernel gives for agent ``a`` alone, there at all or ``only_at`` a step."""
-        alone = Agents(*(column[a : a + 1].copy() for column in self.ready.agents))
+        alone = Agents(*(column[a : a + 1].copy() for column in self.ready.agents))  # type: ignore[arg-type]  # two dtypes
         if only_at is not None:
             here = alone.boxes[0, only_at, 0]
             alone.boxes[0, :, 0] = np.nan
