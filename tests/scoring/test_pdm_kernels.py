@@ -104,7 +104,7 @@ def test_first_contact_agrees_with_geos(seed):
     boxes = np.empty((1, 41, 5))
     footprint_kernel(driven, boxes)
     nc, index = np.empty(1), np.empty(1)
-    collision_kernel(driven, boxes, np.zeros((1, 41), np.uint8), prepare_agents(scene), 1, nc, index)
+    collision_kernel(driven, boxes, np.zeros((1, 41), np.uint8), prepare_agents(scene.tracks, scene.ego), 1, nc, index)
     others = [
         [ego_box((*states[a, t, :2], np.cos(states[a, t, 2]), np.sin(states[a, t, 2]), 0), size[a, 0] / 2, size[a, 1] / 2)
          for a in range(count) if not np.isnan(states[a, t, 0])]

@@ -67,6 +67,7 @@ _MEANINGS: Final = {
     "hc": "comfort with history",
     "mult": "product of the factors",
     "progress_raw": "metres along the route",
+    "reverse": "metres driven backwards",
     "ref_progress_raw": "metres along the route, PDM-Closed",
 }
 """What the summary shows, in this order."""
@@ -128,7 +129,7 @@ def score(
     wanted = None if explain is None else _wanted(jobs, explain, row)
     if out is not None:
         if len(jobs) == 1 and jobs[0].scene.row is None and Path(scene).is_file() and out.suffix == ".npz":
-            _score_one(jobs[0], options, on_error.value, out)
+            _score_one(jobs[0], options, on_error is OnError.mark, out)
         else:
             table = _score_many(jobs, options, on_error, out, engine.value, threads or len(os.sched_getaffinity(0)))
             _print_means(table, out)
@@ -163,7 +164,7 @@ def _check(
             raise OutputError(f"folder {path.parent} cannot be written to; choose another place for {path.name}")
 
 
-def _score_one(job: Job, options: Options, on_error: str, out: Path) -> None:
+def _score_one(job: Job, options: Options, mark: bool, out: Path) -> None:
     """One scene file: every official array by its own name."""
     import numpy as np
 
@@ -175,7 +176,7 @@ def _score_one(job: Job, options: Options, on_error: str, out: Path) -> None:
         raise PlanError(f"there are no proposals for scene {job.scene.name!r}: {job.problem}")
     plans = job.plans.load()
     scene = job.scene.load()
-    arrays = official_arrays(scene, plans, options, on_error)
+    arrays = official_arrays(scene, plans, options, mark)
     write_arrays(out, {"token": np.array(scene.token), **arrays}, provenance([job], options))
     valid = arrays["valid"]
     means = {name: float(values[valid].mean()) for name, values in arrays.items() if _is_summed(name, values) and valid.any()}
@@ -290,8 +291,8 @@ def _explain(wanted: tuple[Scene, FloatArray], row: int, options: Options, pictu
     from vla_models.scoring.pdm.explain import explain
 
     scene, plan = wanted
-    explanation = explain(scene, plan, options.version)
-    lines = explained(scene, explanation, human_terms(scene) if options.human_filter else None)
+    explanation = explain(scene, plan, options.version, options.traffic)
+    lines = explained(scene, explanation, human_terms(scene, options.traffic) if options.human_filter else None)
     _say(title(explanation, row))
     for line in lines:
         _say(f"  {line.term:<8}{line.value:.3f}  {line.cost:<13}  {line.text}")

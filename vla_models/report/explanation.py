@@ -178,12 +178,11 @@ def _mark(ax: Axes, scene: Scene, driven: FloatArray, fact: Fact, number: int) -
     match fact:
         case Contact():
             later = round(fact.ahead / DT) if isinstance(fact, TooClose) else 0
-            state = scene.tracks.states[fact.track, fact.step + later]
             length, width = scene.tracks.size[fact.track, :2]
             ego = _footprint(driven[fact.step], driven[fact.step, 3] * later * DT)
             _box(ax, scene, ego, "--" if later else "-")
-            _box(ax, scene, box_corners(state[0], state[1], state[2], length, width), "--" if later else "-", _OTHER)
-            at = state[:2]
+            _box(ax, scene, box_corners(*fact.pose, length, width), "--" if later else "-", _OTHER)
+            at = np.array(fact.pose[:2])
         case OffRoad():
             _box(ax, scene, _footprint(driven[fact.step]), "-")
             out = on_page(fact.points, scene.ego)

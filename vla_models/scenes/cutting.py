@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.geometry import to_frame, wrap_angle
+from vla_models.scenes.agent_paths import from_lane_graph
 from vla_models.scenes.routes import Paths, resample_path
 from vla_models.scenes.scene import COMMANDS, DT, LAYERS, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene, Tracks
 from vla_models.scenes.signals import RED
@@ -209,6 +210,7 @@ def cut_scene(
         command=COMMANDS.index(command),
         light_heads=light_heads,
         route=np.ascontiguousarray(ahead[1:, :2]),
+        agent_paths=from_lane_graph(tracks, origin, graph),
         town=graph.town,
         kind=kind,
     )

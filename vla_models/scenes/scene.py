@@ -91,6 +91,31 @@ class RedLights:
 
 
 @dataclass(frozen=True)
+class AgentPaths:
+    """The lane on which each agent would drive on if it reacted to the ego (NavSim's reactive traffic), one row a track.
+
+    ``scenes.agent_paths`` finds them in a nuPlan map or in a lane graph. Agents that no lane was found for (all but vehicles,
+    vehicles off the road, agents that are not there at t = 0) own no points; their other numbers are NaN.
+    """
+
+    points: FloatArray
+    """[V, 3] x, y, heading of the lanes' centre lines as the map has them, one lane after the other, in driving direction."""
+    offsets: npt.NDArray[np.int64]
+    """[A + 1] agent a owns ``points[offsets[a]:offsets[a + 1]]``."""
+    progress: FloatArray
+    """[A] metres along the line of its point nearest to the agent's centre at t = 0."""
+    snapped: FloatArray
+    """[A, 3] that nearest point, with the line's heading there."""
+    speed_limit: FloatArray
+    """[A] m/s; NaN where the map has none."""
+    in_lane: npt.NDArray[np.bool_]
+    """[A] whether the agent's centre lies on a lane or in an intersection at t = 0 (known without a lane line, too)."""
+
+    def __len__(self) -> int:
+        return len(self.progress)
+
+
+@dataclass(frozen=True)
 class Scene:
     """One driving situation, complete enough to be seen, driven and scored. Frame and units: see the module."""
 
@@ -125,6 +150,8 @@ class Scene:
     """Where the scene lies (a CARLA town or a log name)."""
     kind: str = ""
     """What happens, for statistics ("turn_left", "lead_braking", …)."""
+    agent_paths: AgentPaths | None = None
+    """What reactive traffic drives on, or None where it is not known (then only recorded traffic can be scored)."""
     time_us: int = 0
     """Microseconds since 1970 at t = 0. The official score truncates times to microseconds, which moves states by ~1e-5 m."""
 

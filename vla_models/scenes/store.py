@@ -21,10 +21,12 @@ import pyarrow as pa
 
 from vla_models.errors import SceneError
 from vla_models.files import atomic_path
-from vla_models.scenes.scene import TRACK_STEPS, Polygons, RedLights, Scene, Tracks
+from vla_models.scenes.scene import TRACK_STEPS, AgentPaths, Polygons, RedLights, Scene, Tracks
 
-SCHEMA_VERSION: Final = "vla_models.scenes/1"
+SCHEMA_VERSION: Final = "vla_models.scenes/2"
 """Changes whenever the columns do."""
+READABLE: Final = ("vla_models.scenes/1", SCHEMA_VERSION)
+"""Schemas that can be read: /1 has no ``agent_path`` columns."""
 BATCH_ROWS: Final = 256
 BATCH_BYTES: Final = 64 << 20
 """A record batch ends after so many scenes or bytes, whichever comes first."""
@@ -61,6 +63,9 @@ _ARRAYS: Final[dict[str, _Column]] = {
     "human": _Column("f8", (3,), optional=True),
     "light_heads": _Column("f8", (4,)),
     "route": _Column("f8", (2,)),
+    "agent_path_points": _Column("f8", (3,), optional=True),
+    "agent_path_offsets": _Column("i8", optional=True),
+    "agent_path_rows": _Column("f8", (6,), optional=True),  # progress, snapped pose, speed limit, in_lane
     "image_shapes": _Column("i8", (3,)),
     "image_data": _Column("u1"),
 }
@@ -81,7 +86,13 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
     for name, image in scene.images.items():
         if image.dtype != np.uint8 or image.ndim != 3:
             raise SceneError(f"scene {scene.token!r}: image {name!r} must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
+    lanes = scene.agent_paths
     found: dict[str, npt.NDArray[Any] | None] = {
+        "agent_path_points": None if lanes is None else lanes.points,
+        "agent_path_offsets": None if lanes is None else lanes.offsets,
+        "agent_path_rows": None
+        if lanes is None
+        else np.column_stack([lanes.progress, lanes.snapped, lanes.speed_limit, lanes.in_lane]),
         "scalars": np.array([*scene.origin, scene.speed_limit, scene.command, scene.time_us]),
         "ego": scene.ego,
         "ego_history": scene.ego_history,
@@ -183,7 +194,7 @@ class _File:
         except (pa.ArrowException, ValueError, OSError) as error:
             raise SceneError(f"{path} is not a scene file, or is cut short ({error}); delete it and make it again") from error
         found = metadata.get(b"schema", b"unknown").decode(errors="replace")
-        if found != SCHEMA_VERSION:
+        if found not in READABLE:
             raise SceneError(f"{path} has schema {found!r}, this version reads {SCHEMA_VERSION!r}; delete it and make it again")
         self.provenance: dict[str, str] = json.loads(metadata.get(b"provenance", b"{}"))
         self.base = pa.py_buffer(self.map).address
@@ -216,6 +227,10 @@ class _File:
             raise self.damaged(str(error)) from error
         columns: dict[str, Any] = {name: batch.column(name) for name in (*_STRINGS, *_LISTS)}
         for name, column in _ARRAYS.items():
+            if column.optional and name not in batch.schema.names:  # an older schema: absent throughout
+                nothing = np.zeros(batch.num_rows + 1, dtype=np.int64)
+                columns[name] = (nothing, self._view(None, column.dtype), np.zeros(batch.num_rows, dtype=np.bool_))
+                continue
             array = batch.column(name)
             _, offsets, _, values = array.buffers()
             valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
@@ -267,6 +282,7 @@ def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
         red_lights=RedLights(polygon=a["red_polygon"], red=a["red_steps"].view(np.bool_)),
         reference=a["reference"],
         human=a["human"],
+        agent_paths=_agent_paths(a),
         command=int(a["scalars"][3]),
         images=images,
         light_heads=a["light_heads"],
@@ -275,6 +291,14 @@ def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
         town=text["town"],
         kind=text["kind"],
     )
+
+
+def _agent_paths(a: dict[str, Any]) -> AgentPaths | None:
+    rows = a["agent_path_rows"]
+    if rows is None:
+        return None
+    progress, snapped, limit = (np.ascontiguousarray(rows[:, k]) for k in (0, slice(1, 4), 4))
+    return AgentPaths(a["agent_path_points"], a["agent_path_offsets"], progress, snapped, limit, in_lane=rows[:, 5] != 0.0)
 
 
 class SceneStore(Sequence[Scene]):

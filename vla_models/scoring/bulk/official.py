@@ -15,7 +15,7 @@ from vla_models.scoring.pdm.track import interpolate, track
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def official_arrays(scene: Scene, plans: npt.NDArray[np.float64], options: Options, on_error: str = "raise") -> Arrays:
+def official_arrays(scene: Scene, plans: npt.NDArray[np.float64], options: Options, mark: bool = False) -> Arrays:
     """Scores of ``plans`` [N, 8, 3] in one scene with all that leads to them.
 
     nc dac ddc ep ttc comfort|hc (v2 also tlc lk), mult, score, progress_raw, nc_idx, ttc_idx, valid [N];
@@ -23,10 +23,10 @@ def official_arrays(scene: Scene, plans: npt.NDArray[np.float64], options: Optio
     ref_states [41, 11], global; ego_areas [N, 41, 3]. v2: ec_pairs [N - 1], extended comfort of each plan with the next one
     as its previous frame, and, where the scene has a human, ``f_*``: sub-scores after the human filter, [N].
 
-    ``on_error="mark"``: rows of plans that cannot be scored are NaN; else they raise PlanError. A bad scene is a SceneError.
+    ``mark``: rows of plans that cannot be scored are NaN; else they raise PlanError. A bad scene is a SceneError.
     """
     ready = prepare(scene)
-    scores = score(ready, plans, options.version, states=True, on_error=on_error)  # type: ignore[arg-type]
+    scores = score(ready, plans, options.version, states=True, on_error="mark" if mark else "raise", traffic=options.traffic)
     out: Arrays = {name: values[0] for name, values in scores.arrays().items()}
     states, valid = np.asarray(out["states"]), np.asarray(out["valid"])
     if options.version == "v2":

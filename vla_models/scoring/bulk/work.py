@@ -14,7 +14,7 @@ from vla_models.scenes.scene import Scene
 from vla_models.scoring.bulk.sources import Job
 from vla_models.scoring.bulk.table import joined
 from vla_models.scoring.pdm import AbsentScene, PDMScores, extended_score, human_filtered, score
-from vla_models.scoring.pdm.score import Version
+from vla_models.scoring.pdm.drive import Traffic, Version
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -24,7 +24,7 @@ class Options:
     """What the scores of a scene depend on besides the scene and its proposals."""
 
     version: Version = "v1"
-    traffic: str = "log_replay"
+    traffic: Traffic = "log_replay"
     """How other agents move, see ``score``."""
     human_filter: bool = False
     """v2: also the sub-scores after the official human filter, as ``f_nc`` …, and the total over them, ``f_score``."""
@@ -49,20 +49,24 @@ def _score(job: Job, options: Options) -> Columns:
         scene = job.scene.load()
     except SceneError as error:
         scene = AbsentScene(name, str(error))
-    scores = score(scene, plans, options.version, on_error="mark")
+    scores = score(scene, plans, options.version, on_error="mark", traffic=options.traffic)
     columns = columns_of(scores)
+    errors = _errors(scores)
     if options.human_filter:
-        filtered = human_filtered(scene, scores)
-        columns |= {f"f_{name}": values[0] for name, values in filtered.terms().items()}
-        columns |= {"f_mult": filtered.mult[0], "f_score": extended_score(filtered, np.nan)[0]}
-    count = len(plans)
-    return {"token": np.full(count, name), "proposal": np.arange(count), **columns, "error": _errors(scores)}
+        try:
+            filtered = human_filtered(scene, scores)
+        except SceneError as error:  # the traffic around the human gets stuck
+            columns, errors = {"score": np.full(len(plans), np.nan)}, np.full(len(plans), str(error))
+        else:
+            columns |= {f"f_{name}": values[0] for name, values in filtered.terms().items()}
+            columns |= {"f_mult": filtered.mult[0], "f_score": extended_score(filtered, np.nan)[0]}
+    return {"token": np.full(len(plans), name), "proposal": np.arange(len(plans)), **columns, "error": errors}
 
 
 def columns_of(scores: PDMScores) -> Columns:
     """The numbers of one scene's scores, each [N], the total first."""
     columns: Columns = {"score": scores.score[0]} | {name: values[0] for name, values in scores.terms().items()}
-    columns |= {name: getattr(scores, name)[0] for name in ("mult", "progress_raw", "nc_idx", "ttc_idx")}
+    columns |= {name: getattr(scores, name)[0] for name in ("mult", "progress_raw", "reverse", "nc_idx", "ttc_idx")}
     for name in ("ref_progress_raw", "ref_mult"):
         columns[name] = np.broadcast_to(getattr(scores, name)[0], columns["score"].shape).copy()
     return columns

@@ -208,14 +208,15 @@ def prepare_areas(scene: Scene) -> Areas:
 
 
 def prepare_red_areas(scene: Scene) -> RedAreas:
-    """``scene``'s red lights as ``RedAreas``."""
+    """``scene``'s red lights as ``RedAreas``: those of its route, as officially."""
     lights, polygons = scene.red_lights, scene.polygons
-    rings = [polygons.ring(int(p)) for p in lights.polygon]
+    mine = np.flatnonzero(polygons.on_route[lights.polygon])
+    rings = [polygons.ring(int(p)) for p in lights.polygon[mine]]
     return RedAreas(
         np.concatenate(rings) if rings else np.zeros((0, 2)),
         np.concatenate([[0], np.cumsum([len(r) for r in rings])]).astype(np.int64),
-        np.array(lights.polygon, dtype=np.int64),
-        np.array(lights.red, dtype=np.bool_),
+        np.array(lights.polygon[mine], dtype=np.int64),
+        np.array(lights.red[mine], dtype=np.bool_),
     )
 
 

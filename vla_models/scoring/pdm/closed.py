@@ -28,12 +28,12 @@ from vla_models.scenes.scene import DT, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLig
 from vla_models.scoring.pdm.area import prepare_areas, prepare_red_areas
 from vla_models.scoring.pdm.collide import prepare_agents
 from vla_models.scoring.pdm.comfort import NO_PAST, operators
+from vla_models.scoring.pdm.drive import VERSIONS, Version
 from vla_models.scoring.pdm.forecast import Forecast, forecast
 from vla_models.scoring.pdm.idm import SPEED_FRACTIONS, unroll
 from vla_models.scoring.pdm.paths import LATERAL_OFFSETS, build_paths, pose_at
 from vla_models.scoring.pdm.progress import prepare_line
 from vla_models.scoring.pdm.rate import MULT_ROW, PROGRESS_ROW, SCORE_ROW, TABLE_ROWS, rate_kernel, total_kernel
-from vla_models.scoring.pdm.score import VERSIONS, Version
 from vla_models.scoring.pdm.track import STEPS, track
 
 _POLICIES: Final = len(SPEED_FRACTIONS)
@@ -86,10 +86,10 @@ def proposal_scores(scene: Scene, seen: Forecast, poses: FloatArray, version: Ve
     boxes, flags = np.empty((len(poses), STEPS, 5)), np.empty((len(poses), STEPS), np.uint8)
     table = np.empty((TABLE_ROWS, len(poses)))
     rate_kernel(
-        states, prepare_agents(believed), prepare_areas(believed), prepare_red_areas(believed), prepare_line(scene),
-        NO_PAST, number == 1, 0.0, operators(number, STEPS), number, boxes, flags, table,
+        states, prepare_agents(believed.tracks, scene.ego), prepare_areas(believed), prepare_red_areas(believed),
+        prepare_line(scene), NO_PAST, number == 1, 0.0, operators(number, STEPS), number, boxes, flags, table,
     )  # fmt: skip
-    total_kernel(table, number, float((table[PROGRESS_ROW] * table[MULT_ROW]).max()), 1.0)
+    total_kernel(table, number, float((table[PROGRESS_ROW] * table[MULT_ROW]).max()), np.ones(len(poses)))
     return np.array(table[SCORE_ROW])
 
 

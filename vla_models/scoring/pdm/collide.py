@@ -18,8 +18,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from vla_models.scenes.scene import AGENT_KINDS, Scene
-from vla_models.scoring.pdm.track import DT, LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH, owned
+from vla_models.scenes.scene import AGENT_KINDS, DT, Tracks
+from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH, owned
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -96,9 +96,8 @@ def _prepare(
         overlapping[a] = _meets(ex, ey, c, s, HALF_LENGTH, HALF_WIDTH, boxes, extents, a, 0)
 
 
-def prepare_agents(scene: Scene) -> Agents:
-    """``scene``'s tracks as ``Agents``."""
-    tracks = scene.tracks
+def prepare_agents(tracks: Tracks, ego: FloatArray) -> Agents:
+    """``tracks`` around ``ego`` [11] as ``Agents``."""
     count = len(tracks)
     objects = tracks.kind >= _AGENT_CODES
     agents = Agents(
@@ -106,9 +105,22 @@ def prepare_agents(scene: Scene) -> Agents:
     )
     _prepare(
         owned(tracks.states), owned(tracks.size),
-        owned(scene.ego), agents.boxes, agents.extents, agents.stopped, agents.overlapping,
+        owned(ego), agents.boxes, agents.extents, agents.stopped, agents.overlapping,
     )  # fmt: skip
     return agents
+
+
+def constant_velocity_agents(tracks: Tracks, ego: FloatArray) -> Agents:
+    """NavSim v2.2's ``ConstantVelocityTrafficAgents``: vehicles of t = 0 slide on at that moment's velocity, later ones never
+    appear, all the others replay their log; nobody is left out for overlapping the ego."""
+    states = tracks.states.copy()
+    vehicles = np.flatnonzero(tracks.kind == AGENT_KINDS.index("vehicle"))
+    now = states[vehicles, 0]
+    after = np.arange(1, states.shape[1]) * DT
+    states[vehicles, 1:] = now[:, None]
+    states[vehicles, 1:, :2] += now[:, None, 3:] * after[:, None]
+    agents = prepare_agents(Tracks(tracks.kind, tracks.size, states, tracks.ids), ego)
+    return agents._replace(overlapping=np.zeros(len(tracks), np.bool_))
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -6,6 +6,7 @@ light at one step, one position, one step's corners. So facts and score cannot d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -19,7 +20,6 @@ from vla_models.scenes.scene import AGENT_KINDS, LAYERS, Scene
 from vla_models.scoring.pdm.area import (
     CORNERS,
     RedAreas,
-    area_kernel,
     ego_corners,
     inside,
     red_light_kernel,
@@ -36,15 +36,16 @@ from vla_models.scoring.pdm.collide import (
     TTC_STRIDE,
     Agents,
     collision_kernel,
-    footprint_kernel,
     time_to_collision_kernel,
 )
 from vla_models.scoring.pdm.comfort import COMFORT_BOUNDS, COMFORT_QUANTITIES, comfort_quantity_kernel
+from vla_models.scoring.pdm.drive import VERSIONS, Scratch, Traffic, Version, comfort_terms, rate_plans
 from vla_models.scoring.pdm.prepare import PreparedScene, prepare
 from vla_models.scoring.pdm.progress import lane_keeping_kernel
+from vla_models.scoring.pdm.rate import TABLE_ROWS
 from vla_models.scoring.pdm.results import PDMScores
-from vla_models.scoring.pdm.score import VERSIONS, Version, comfort_terms, score
-from vla_models.scoring.pdm.track import DT, STEPS
+from vla_models.scoring.pdm.score import score
+from vla_models.scoring.pdm.track import DT, STEPS, owned
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -68,6 +69,8 @@ class Contact:
     degrees) or "lateral" (from the side, while the ego is where it should not be)."""
     place: str
     """For "lateral": "in several lanes", "off the drivable area" or "in an intersection"; else empty."""
+    pose: tuple[float, float, float]
+    """x, y, heading of its box when they touch, local frame."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class Explanation:
     """In the order nc, dac, ddc, tlc, ttc, lk, comfort, ep."""
 
 
-def explain(scene: Scene, plan: npt.ArrayLike, version: Version = "v1") -> Explanation:
+def explain(scene: Scene, plan: npt.ArrayLike, version: Version = "v1", traffic: Traffic = "log_replay") -> Explanation:
     """Why ``plan`` [8, 3] (ego frame) has not got all points in ``scene``.
 
     Raises PlanError or SceneError where there is no score to be explained.
@@ -196,9 +199,8 @@ def explain(scene: Scene, plan: npt.ArrayLike, version: Version = "v1") -> Expla
     if array.ndim != 2:
         raise PlanError(f"one plan [8, 3] is explained at a time, got shape {array.shape}")
     ready = prepare(scene)
-    scores = score(ready, array[None], version, states=True)
-    assert scores.states is not None
-    driven = _Driven(scene, ready, scores.states[0], VERSIONS.index(version) + 1)
+    scores = score(ready, array[None], version, states=True, traffic=traffic)
+    driven = _Driven(scene, ready, array[None], version, traffic)
     facts: list[Fact] = []
     if scores.nc[0, 0] < 1.0:
         facts += driven.collisions()
@@ -222,12 +224,12 @@ def explain(scene: Scene, plan: npt.ArrayLike, version: Version = "v1") -> Expla
 class _Driven:
     """One driven plan, and the scorer's kernels to question it."""
 
-    def __init__(self, scene: Scene, ready: PreparedScene, states: FloatArray, version: int) -> None:
-        self.scene, self.ready, self.states, self.version = scene, ready, states, version
-        self.boxes = np.empty((1, STEPS, 5))
-        self.flags = np.empty((1, STEPS), np.uint8)
-        footprint_kernel(states, self.boxes)
-        area_kernel(states, self.boxes, ready.areas, self.flags)
+    def __init__(self, scene: Scene, ready: PreparedScene, plan: FloatArray, version: Version, traffic: Traffic) -> None:
+        self.scene, self.ready, self.version = scene, ready, VERSIONS.index(version) + 1
+        scratch = Scratch(1)
+        rate_plans(ready, owned(plan), version, traffic, scratch, np.empty((TABLE_ROWS, 1)), np.empty(1))
+        assert scratch.agents is not None
+        self.states, self.boxes, self.flags, self.agents = scratch.states, scratch.boxes, scratch.flags, scratch.agents
 
     def collisions(self) -> list[Collision]:
         """All at-fault collisions, the first one first."""
@@ -237,7 +239,7 @@ class _Driven:
             if cost < 1.0:
                 step = int(at)
                 how, place = self._fault(a, step, collision_kernel)
-                found.append(Collision(*self._agent(a), step, how, place, cost, self._speed(step)))
+                found.append(Collision(*self._agent(a), step, how, place, self._pose(a, step), cost, self._speed(step)))
         return sorted(found, key=lambda fact: fact.step)
 
     def too_close(self) -> list[TooClose]:
@@ -247,7 +249,9 @@ class _Driven:
         found = []
         for a in np.flatnonzero(np.array(first) == step):
             how, place = self._fault(int(a), step, time_to_collision_kernel)
-            found.append(TooClose(*self._agent(int(a)), step, how, place, self._ahead(int(a), step), self._speed(step)))
+            after = self._ahead(int(a), step)
+            pose = self._pose(int(a), step + after)
+            found.append(TooClose(*self._agent(int(a)), step, how, place, pose, after * DT, self._speed(step)))
         return found
 
     def off_road(self) -> OffRoad:
@@ -315,7 +319,7 @@ class _Driven:
         self, a: int, kernel: Callable[..., None], flags: npt.NDArray[np.uint8], only_at: int | None = None
     ) -> tuple[float, float]:
         """(sub-score, first step) that a collision kernel gives for agent ``a`` alone, there at all or ``only_at`` a step."""
-        alone = Agents(*(column[a : a + 1].copy() for column in self.ready.agents))  # type: ignore[arg-type]  # two dtypes
+        alone = Agents(*(column[a : a + 1].copy() for column in self.agents))  # type: ignore[arg-type]  # two dtypes
         if only_at is not None:
             here = alone.boxes[0, only_at, 0]
             alone.boxes[0, :, 0] = np.nan
@@ -326,7 +330,7 @@ class _Driven:
 
     def _fault(self, a: int, step: int, kernel: Callable[..., None]) -> tuple[str, str]:
         """How a contact is the ego's fault: what would have to be otherwise for it not to be."""
-        if kernel is collision_kernel and self.ready.agents.stopped[a]:
+        if kernel is collision_kernel and self.agents.stopped[a]:
             return "stopped", ""
         if self._contact(a, kernel, np.zeros_like(self.flags))[1] == step:
             return "front", ""
@@ -335,12 +339,12 @@ class _Driven:
             return "lateral", "off the drivable area"
         return "lateral", "in several lanes" if flags & MULTIPLE_LANES else "in an intersection"
 
-    def _ahead(self, a: int, step: int) -> float:
-        """Seconds from ``step`` until the ego, at constant velocity, meets agent ``a``."""
+    def _ahead(self, a: int, step: int) -> int:
+        """Steps from ``step`` until the ego, at constant velocity, meets agent ``a``."""
         for k in range(TTC_OFFSETS):
             at = step + k * TTC_STRIDE
             if self._contact(a, time_to_collision_kernel, self.flags, only_at=at)[1] == step:
-                return k * TTC_STRIDE * DT
+                return k * TTC_STRIDE
         raise AssertionError("the time-to-collision kernel met an agent that it does not meet at any of its offsets")
 
     def _too_long(self, run: list[int]) -> bool:
@@ -364,6 +368,10 @@ class _Driven:
     def _agent(self, a: int) -> tuple[str, int, str]:
         tracks = self.scene.tracks
         return tracks.ids[a], a, AGENT_KINDS[tracks.kind[a]]
+
+    def _pose(self, a: int, step: int) -> tuple[float, float, float]:
+        x, y, c, s = self.agents.boxes[a, step].tolist()
+        return x, y, math.atan2(s, c)
 
     def _speed(self, step: int) -> float:
         return float(self.boxes[0, step, BOX_SPEED])

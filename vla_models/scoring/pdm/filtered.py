@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
+from vla_models.scoring.pdm.drive import Scratch, Traffic, rate_plans
 from vla_models.scoring.pdm.prepare import prepared
 from vla_models.scoring.pdm.rate import (
     DAC_ROW,
@@ -29,7 +30,7 @@ from vla_models.scoring.pdm.rate import (
     TTC_ROW,
 )  # fmt: skip
 from vla_models.scoring.pdm.results import PDMScores
-from vla_models.scoring.pdm.score import AnyScene, Scratch, rate_plans
+from vla_models.scoring.pdm.score import AnyScene
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -38,21 +39,25 @@ _FILTERED: Final = {"nc": NC_ROW, "dac": DAC_ROW, "ddc": DDC_ROW, "tlc": TLC_ROW
 which gives 1 in both."""
 
 
-def human_terms(scene: AnyScene) -> dict[str, float] | None:
+def human_terms(scene: AnyScene, traffic: Traffic = "log_replay") -> dict[str, float] | None:
     """The recorded human's own sub-scores (nc dac ddc tlc ttc lk), as the filter sees them; None where there is no human."""
     ready = prepared(scene)
     if ready.human is None:
         return None
     table = np.zeros((TABLE_ROWS, 1))
-    rate_plans(ready, ready.human, "v2", table, Scratch(1))
+    scratch = Scratch(1)
+    rate_plans(ready, ready.human, "v2", traffic, scratch, table, np.zeros(1))
+    if scratch.status[0] != 0:
+        raise SceneError(f"scene {ready.token!r} has a human whose reactive traffic gets stuck; filter in recorded traffic")
     return {name: float(table[row, 0]) for name, row in _FILTERED.items()}
 
 
 def human_filtered(scenes: AnyScene | Sequence[AnyScene], scores: PDMScores) -> PDMScores:
     """``scores`` (v2) after the official human filter: sub-scores become 1 in which the scene's recorded human got 0.
 
-    ``mult`` follows; ``score`` stays as it was, because the official ``pdm_score`` column does. The total over filtered
-    sub-scores is ``extended_score``. Scenes without a human plan, and rows that are not valid, stay as they are.
+    The human drives in the same kind of traffic. ``mult`` follows; ``score`` stays as it was, because the official
+    ``pdm_score`` column does. The total over filtered sub-scores is ``extended_score``. Scenes without a human plan, and rows
+    that are not valid, stay as they are.
     """
     if scores.tlc is None or scores.lk is None:
         raise ValueError("the human filter belongs to version 2 of the PDM score; score with version='v2'")
@@ -61,7 +66,7 @@ def human_filtered(scenes: AnyScene | Sequence[AnyScene], scores: PDMScores) -> 
         raise SceneError("these are not the scenes that the scores belong to; give the same ones in the same order")
     terms = {name: getattr(scores, name).copy() for name in _FILTERED}
     for s, scene in enumerate(given):
-        human = human_terms(scene) if scores.valid[s].any() else None
+        human = human_terms(scene, scores.traffic) if scores.valid[s].any() else None
         for name, value in (human or {}).items():
             if value == 0.0:
                 terms[name][s, scores.valid[s]] = 1.0

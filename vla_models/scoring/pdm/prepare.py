@@ -10,13 +10,13 @@ import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
-from vla_models.scenes.scene import PLAN_DT, PLAN_STEPS, Scene
+from vla_models.scenes.scene import PLAN_DT, PLAN_STEPS, AgentPaths, Scene, Tracks
 from vla_models.scoring.pdm.area import Areas, RedAreas, prepare_areas, prepare_red_areas
 from vla_models.scoring.pdm.check import scene_problems
 from vla_models.scoring.pdm.collide import Agents, prepare_agents
@@ -59,8 +59,11 @@ class PreparedScene:
     line: Line
     human: FloatArray | None
     """[1, 8, 3] the human's plan, or None."""
-    reference_terms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Version -> the reference's (raw progress, multiplicative product), filled by ``score`` when first needed."""
+    tracks: Tracks
+    agent_paths: AgentPaths | None
+    """What other kinds of traffic are made of."""
+    memo: dict[str, Any] = field(default_factory=dict)
+    """What ``score`` has worked out when it was first needed: the reference's terms and other kinds of traffic."""
 
 
 def prepare(scene: Scene) -> PreparedScene:
@@ -80,11 +83,13 @@ def prepare(scene: Scene) -> PreparedScene:
         fraction=fraction,
         reference_poses=poses[None],
         past=None if scene.ego_history is None else past_states(scene.ego_history),
-        agents=prepare_agents(scene),
+        agents=prepare_agents(scene.tracks, scene.ego),
         areas=prepare_areas(scene),
         red_areas=prepare_red_areas(scene),
         line=prepare_line(scene),
         human=None if scene.human is None else owned(scene.human)[None],
+        tracks=scene.tracks,
+        agent_paths=scene.agent_paths,
     )
 
 

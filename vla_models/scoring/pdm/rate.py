@@ -12,6 +12,7 @@ from vla_models.scoring.pdm.area import Areas, RedAreas, area_kernel, compliance
 from vla_models.scoring.pdm.collide import Agents, collision_kernel, footprint_kernel, time_to_collision_kernel
 from vla_models.scoring.pdm.comfort import comfort_kernel
 from vla_models.scoring.pdm.progress import PROGRESS_THRESHOLD, Line, lane_keeping_kernel, progress_kernel, reverse_kernel
+from vla_models.scoring.pdm.react import Rails, World, react_kernel
 from vla_models.scoring.pdm.track import interpolate_kernel, track_kernel
 
 FloatArray = npt.NDArray[np.float64]
@@ -82,11 +83,38 @@ def drive_kernel(
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult: float) -> None:
-    """The last rows of ``table`` [14, N]: progress relative to the better of plan and reference, and the weighted total."""
+def reactive_kernel(
+    states: FloatArray, boxes: FloatArray, flags: npt.NDArray[np.uint8], ref_states: FloatArray, ref_boxes: FloatArray,
+    ref_flags: npt.NDArray[np.uint8], log: FloatArray, sizes: FloatArray, rails: Rails, world: World, agents: Agents,
+    table: FloatArray, ref_nc: FloatArray, status: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """What depends on traffic, again, with the traffic's reaction to each of N driven plans: NC, TTC and mult of ``table``.
+
+    ``agents`` is scratch with room for the traffic of one plan, ``log`` the recorded boxes. ``ref_nc`` [N] is the reference's
+    NC in each plan's traffic, ``status`` [N] what ``react_kernel`` returns; rows where it is not 0 are not written.
+    """
+    nc, index = np.empty(1), np.empty(1)
+    for n in range(states.shape[0]):
+        status[n] = react_kernel(states[n], rails, sizes, log, world, agents.boxes, agents.extents)
+        if status[n] != 0:
+            continue
+        one = slice(n, n + 1)
+        collision_kernel(states[one], boxes[one], flags[one], agents, 2, nc, index)
+        table[NC_ROW, n], table[NC_INDEX_ROW, n] = nc[0], index[0]
+        table[MULT_ROW, n] = nc[0] * table[DAC_ROW, n] * table[DDC_ROW, n] * table[TLC_ROW, n]
+        time_to_collision_kernel(states[one], boxes[one], flags[one], agents, 2, nc, index)
+        table[TTC_ROW, n], table[TTC_INDEX_ROW, n] = nc[0], index[0]
+        collision_kernel(ref_states, ref_boxes, ref_flags, agents, 2, nc, index)
+        ref_nc[n] = nc[0]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult: FloatArray) -> None:
+    """The last rows of ``table`` [14, N]: progress relative to the better of plan and reference (its product ``ref_mult`` [N]
+    can depend on the plan), and the weighted total."""
     for n in range(table.shape[1]):
         mult, progress = table[MULT_ROW, n], table[PROGRESS_ROW, n]
-        best = max(progress * mult, ref_progress * ref_mult)
+        best = max(progress * mult, ref_progress * ref_mult[n])
         if version == 1:
             ep = progress * mult / best if best > PROGRESS_THRESHOLD else (1.0 if mult != 0.0 else 0.0)
             weighted = (5.0 * ep + 5.0 * table[TTC_ROW, n] + 2.0 * table[COMFORT_ROW, n]) / 12.0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from vla_models.scoring.pdm.drive import Traffic
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -88,7 +91,7 @@ class PDMScores:
     """[S, N, 41, 11] driven states in the scenes' local frames, on request."""
     ego_areas: npt.NDArray[np.bool_] | None = None
     """[S, N, 41, 3] in several lanes, off the drivable area, against the traffic; on request."""
-    traffic: str = "log_replay"
+    traffic: Traffic = "log_replay"
     """How the other agents move: "log_replay", "constant_velocity" or "reactive_idm"."""
 
     def terms(self) -> dict[str, FloatArray]:

@@ -18,7 +18,7 @@ from vla_models.errors import PlanError, SceneError, did_you_mean
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm.check import as_plans, plan_problems
 from vla_models.scoring.pdm.collide import MULTIPLE_LANES, NON_DRIVABLE, ONCOMING
-from vla_models.scoring.pdm.comfort import CENTER_LEVER, NO_PAST, operators
+from vla_models.scoring.pdm.drive import TRAFFIC, VERSIONS, Scratch, Traffic, Version, rate_plans
 from vla_models.scoring.pdm.prepare import AbsentScene, PreparedScene, prepared
 from vla_models.scoring.pdm.rate import (
     COMFORT_ROW,
@@ -36,63 +36,19 @@ from vla_models.scoring.pdm.rate import (
     TLC_ROW,
     TTC_INDEX_ROW,
     TTC_ROW,
-    drive_kernel,
-    follow_kernel,
     total_kernel,
 )  # fmt: skip
 from vla_models.scoring.pdm.results import PDMScores, Problem, listed
-from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR
+from vla_models.scoring.pdm.track import STEPS
 
-FloatArray = npt.NDArray[np.float64]
-Version = Literal["v1", "v2"]
+__all__ = ["AnyScene", "OnError", "Traffic", "Version", "score"]
+
 OnError = Literal["raise", "mark"]
 AnyScene = Scene | PreparedScene | AbsentScene
 
-VERSIONS: Final = ("v1", "v2")
 ON_ERROR: Final = ("raise", "mark")
 
-
-class Scratch:
-    """What the kernels write for one scene of at most N plans; one a thread, used again for scene after scene."""
-
-    def __init__(self, plans: int) -> None:
-        self.poses = np.empty((plans, STEPS, 3))
-        self.states = np.empty((plans, STEPS, 11))
-        self.boxes = np.empty((plans, STEPS, 5))
-        self.flags = np.empty((plans, STEPS), np.uint8)
-
-
-def comfort_terms(scene: PreparedScene, version: int) -> tuple[FloatArray, bool, float, FloatArray]:
-    """(past states, whether comfort is rated at all, lever, filters) of the comfort kernel for score ``version`` 1 or 2."""
-    if version == 1:
-        return NO_PAST, True, 0.0, operators(1, STEPS)
-    if scene.past is None:
-        return NO_PAST, False, 0.0, operators(2, STEPS)
-    return scene.past, True, CENTER_LEVER, operators(2, STEPS + len(scene.past))
-
-
-def rate_plans(scene: PreparedScene, plans: FloatArray, version: Version, table: FloatArray, scratch: Scratch) -> None:
-    """Drive and rate plans [N, 8, 3]: all rows of ``table`` [14, N] but the last two."""
-    number = VERSIONS.index(version) + 1
-    drive_kernel(
-        plans, scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, scene.agents, scene.areas, scene.red_areas,
-        scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
-    )  # fmt: skip
-
-
-def reference_terms(scene: PreparedScene, version: Version) -> tuple[float, float]:
-    """(raw progress, multiplicative product) of the scene's reference, computed once."""
-    known = scene.reference_terms.get(version)
-    if known is None:
-        number = VERSIONS.index(version) + 1
-        table, scratch = np.zeros((TABLE_ROWS, 1)), Scratch(1)
-        follow_kernel(
-            scene.reference_poses, scene.ego, VELOCITY_OPERATOR, scene.agents, scene.areas, scene.red_areas, scene.line,
-            *comfort_terms(scene, number), number, scratch.states, scratch.boxes, scratch.flags, table,
-        )  # fmt: skip
-        known = float(table[PROGRESS_ROW, 0]), float(table[MULT_ROW, 0])
-        scene.reference_terms[version] = known
-    return known
+_STUCK: Final = "a vehicle leaves its own lane's strip, where the official traffic model gives up; score it in recorded traffic"
 
 
 def score(
@@ -102,6 +58,7 @@ def score(
     states: bool = False,
     threads: int = 1,
     on_error: OnError = "raise",
+    traffic: Traffic = "log_replay",
 ) -> PDMScores:
     """PDM scores of ``proposals`` [S, N, 8, 3] (or [N, 8, 3] for one scene): x, y, heading of the rear axle in the ego frame
     at 0.5 … 4.0 s.
@@ -114,8 +71,12 @@ def score(
         threads: share the scenes; the result does not depend on it.
         on_error: "raise": nothing is returned unless all can be scored; the error names all that cannot. "mark": what can be
             scored is; the other rows are NaN, False in ``valid`` and named in ``problems``.
+        traffic: "log_replay" (recorded), and in version 2 "constant_velocity" (vehicles) or "reactive_idm": NavSim's reactive
+            vehicles, each plan with its own traffic; needs ``Scene.agent_paths``. The reference of a pair is then rated in
+            the plan's traffic, so ``ref_mult`` is [S, N].
 
     Raises:
+        ValueError: for an unknown version, traffic or ``on_error``, and for version 1 with other traffic than the log's.
         PlanError: for proposals of a wrong shape (always), or with rows that cannot be scored (``on_error="raise"``).
         SceneError: for no scenes at all, or scenes that cannot be scored (``on_error="raise"``).
     """
@@ -125,6 +86,10 @@ def score(
         raise ValueError(f"version {version!r} of the PDM score is unknown; {did_you_mean(str(version), VERSIONS)}")
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error={on_error!r} is unknown; {did_you_mean(str(on_error), ON_ERROR)}")
+    if traffic not in TRAFFIC:
+        raise ValueError(f"traffic={traffic!r} is unknown; {did_you_mean(str(traffic), TRAFFIC)}")
+    if version == "v1" and traffic != "log_replay":
+        raise ValueError(f"NavSim v1 has recorded traffic only, not {traffic!r}; score with version='v2'")
     if not given:
         raise SceneError("no scenes to score")
     plans = as_plans(proposals, len(given), single)
@@ -138,8 +103,10 @@ def score(
             valid[s, n] = False
             plans[s, n] = 0.0
     bad_scenes: dict[int, str] = {}
+    stuck: list[tuple[int, int, str]] = []
     table = np.empty((scene_count, TABLE_ROWS, plan_count))
-    reference = np.empty((scene_count, 2))
+    reference = np.full((scene_count, 2), np.nan)
+    ref_mult = np.full((scene_count, plan_count), np.nan)
     all_states = np.empty((scene_count, plan_count, STEPS, 11)) if states else None
     all_flags = np.empty((scene_count, plan_count, STEPS), np.uint8) if states else None
     queue = itertools.count()
@@ -147,18 +114,18 @@ def score(
     def work() -> None:
         scratch = Scratch(plan_count)
         while (s := next(queue)) < scene_count:
+            if all_states is not None and all_flags is not None:
+                scratch.states, scratch.flags = all_states[s], all_flags[s]
             try:
                 scene = prepared(given[s])
+                if on_error == "raise" and (bad_plans or bad_scenes):
+                    continue  # nothing will be returned: only look for what else is wrong
+                reference[s] = rate_plans(scene, plans[s], version, traffic, scratch, table[s], ref_mult[s])
             except SceneError as error:
                 bad_scenes[s] = str(error).removeprefix(f"scene {given[s].token!r} ")
                 continue
-            if on_error == "raise" and (bad_plans or bad_scenes):
-                continue  # nothing will be returned: only look for what else is wrong
-            if all_states is not None and all_flags is not None:
-                scratch.states, scratch.flags = all_states[s], all_flags[s]
-            reference[s] = reference_terms(scene, version)
-            rate_plans(scene, plans[s], version, table[s], scratch)
-            total_kernel(table[s], number, reference[s, 0], reference[s, 1])
+            total_kernel(table[s], number, reference[s, 0], ref_mult[s])
+            stuck.extend((s, int(n), _STUCK) for n in np.flatnonzero(scratch.status) if valid[s, n])
 
     if threads > 1 and scene_count > 1:
         with ThreadPoolExecutor(min(threads, scene_count)) as pool:
@@ -167,14 +134,15 @@ def score(
     else:
         work()
 
-    found = [(s, -1, why) for s, why in bad_scenes.items()] + [bad for bad in bad_plans if bad[0] not in bad_scenes]
+    bad_rows = bad_plans + stuck
+    found = [(s, -1, why) for s, why in bad_scenes.items()] + [bad for bad in bad_rows if bad[0] not in bad_scenes]
     problems = [Problem(given[s].token, None if n < 0 else n, why) for s, n, why in sorted(found)]
     if problems and on_error == "raise":
         raise (SceneError if bad_scenes else PlanError)(f"{len(problems)} cannot be scored: {listed(problems)}")
-    for s in bad_scenes:
-        valid[s] = False
-        reference[s] = np.nan
+    for s, n, _ in found:
+        valid[s, slice(None) if n < 0 else n] = False
     if problems:
+        ref_mult[~valid] = np.nan
         table.transpose(0, 2, 1)[~valid] = np.nan
         if all_states is not None and all_flags is not None:
             all_states[~valid] = np.nan
@@ -188,6 +156,6 @@ def score(
         nc=row[NC_ROW], dac=row[DAC_ROW], ddc=row[DDC_ROW], tlc=None if number == 1 else row[TLC_ROW], ep=row[EP_ROW],
         ttc=row[TTC_ROW], lk=None if number == 1 else row[LK_ROW], comfort=row[COMFORT_ROW], mult=row[MULT_ROW],
         progress_raw=row[PROGRESS_ROW], reverse=row[REVERSE_ROW], nc_idx=row[NC_INDEX_ROW], ttc_idx=row[TTC_INDEX_ROW],
-        ref_progress_raw=reference[:, 0], ref_mult=reference[:, 1],
-        valid=valid, problems=tuple(problems), states=all_states, ego_areas=areas,
+        ref_progress_raw=reference[:, 0], ref_mult=ref_mult if traffic == "reactive_idm" else reference[:, 1],
+        traffic=traffic, valid=valid, problems=tuple(problems), states=all_states, ego_areas=areas,
     )  # fmt: skip
