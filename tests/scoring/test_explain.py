@@ -9,7 +9,7 @@ import pytest
 
 from vla_models.errors import PlanError, SceneError
 from vla_models.scenes.neutral import read_scene
-from vla_models.scenes.scene import RedLights, Tracks
+from vla_models.scenes.scene import AgentPaths, RedLights, Tracks
 from vla_models.scoring.pdm import score
 from vla_models.scoring.pdm.area import CORNERS
 from vla_models.scoring.pdm.explain import Collision, OffRoad, RedLight, TooClose, WrongWay, explain
@@ -49,6 +49,42 @@ def test_all_that_is_lost_is_explained_and_nothing_else(name, version):
         for fact in facts_of(explanation, WrongWay):
             assert (0.5 if fact.metres < 6.0 else 0.0) == official["ddc"]
             assert fact.metres >= 2.0
+
+
+def with_straight_lanes(scene):
+    """The scene with a straight lane of 150 m under each vehicle, which it may react on."""
+    states, count = scene.tracks.states[:, 0, :3], len(scene.tracks)
+    there = (scene.tracks.kind == 0) & np.isfinite(states).all(axis=1)
+    along = np.linspace(-20.0, 130.0, 151)[:, None]
+    lines = [
+        s + along * [np.cos(s[2]), np.sin(s[2]), 0.0] if v else np.zeros((0, 3)) for s, v in zip(states, there, strict=True)
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(np.int64)
+    progress, snapped = np.where(there, 20.0, np.nan), np.where(there[:, None], states, np.nan)
+    lanes = AgentPaths(np.concatenate(lines), offsets, progress, snapped, np.full(count, np.nan), there)
+    return scene.with_(agent_paths=lanes)
+
+
+@pytest.mark.parametrize("traffic", ["constant_velocity", "reactive_idm"])
+def test_explanations_are_of_the_traffic_that_is_asked_for(traffic):
+    differs = 0
+    for name in ("02_lead_stopped", "20_straight_traffic", "22_dense"):
+        scene, golden = load(name)
+        scene = with_straight_lanes(scene)
+        plans = golden["proposals"][::2]
+        scores = score(scene, plans, "v2", on_error="mark", traffic=traffic)
+        for n in np.flatnonzero(scores.valid[0]):
+            explanation = explain(scene, plans[n], "v2", traffic)
+            assert explanation.scores.score[0, 0] == scores.score[0, n]
+            lost = {
+                term for term in ("nc", "dac", "ddc", "tlc", "ttc", "lk", "comfort", "ep") if getattr(scores, term)[0, n] < 1.0
+            }
+            assert {fact.term for fact in explanation.facts} == lost
+            steps = [fact.step for fact in facts_of(explanation, Collision)]
+            assert min(steps, default=np.inf) == scores.nc_idx[0, n]
+            assert all(fact.step == scores.ttc_idx[0, n] for fact in facts_of(explanation, TooClose))
+            differs += min(steps, default=np.inf) != golden["v2_nc_idx"][2 * n]
+    assert differs, "the traffic makes no difference"
 
 
 @pytest.mark.parametrize("name", [n for n in SCENES if "00" not in n])
