@@ -439,6 +439,10 @@ class SceneStore(Sequence[Scene]):
             raise SceneError(f"{self.path} has no scene {token!r} among its {len(self)}")
         return int(order[at])
 
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """[S] CRC-32 of each scene's arrays, in order: equal scenes have equal ones."""
+        return np.array(self._column("checksum"), dtype=np.uint32)
+
     def by_token(self, token: str) -> Scene:
         """The scene with this token; ``SceneError`` if there is none."""
         return self[self.row_of(token)]
