@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vla_models.errors import PlanError, SceneError, VLAModelsError
-from vla_models.heads.tokens import KinematicCodebook, TokenHead
+from vla_models.heads.codebook import KinematicCodebook
+from vla_models.heads.tokens import TokenHead
 from vla_models.interface import (
     EGO_FEATURES,
     VLAForDriving,
@@ -249,7 +250,7 @@ class TinyVLA(VLAForDriving):
             hidden, past = self.transformer.extend(x, prefix, past)
             logits = self.head.logits(hidden.flatten(0, 2))
             token, logprob, support = self.head.sample(logits, *warp, deterministic=deterministic, generator=generator)
-            state = self.codebook.advance(state, token)
+            state = self.codebook.advance(state, token, k)
             steps.append((token, logprob, support, state))
         action_tokens, logprobs, supports, states = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
         record = {name: part.repeat_interleave(num_samples, dim=0) for name, part in prompt.items()}
