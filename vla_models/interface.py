@@ -211,21 +211,20 @@ class VLAInterface(torch.nn.Module):
 
         config = read_config(Path(folder))
         name, saved = config["model"], config["class"]
-        built: type[Any] = cls
         if cls in (VLAInterface, VLAForDriving):
             if name is None:
                 raise CheckpointError(
                     f"{str(folder)!r} holds a {saved} without a registered name: call {saved}.from_pretrained"
                 )
-            built = VLAModelRegistry.get_model(name)
-        elif saved != cls.__name__ and (name is None or name != VLAModelRegistry.name_of(cls)):
+            found: Any = VLAModelRegistry.get_model(name)  # its class may read more than is read here
+            loaded: Self = found.from_pretrained(folder, **changes)
+            return loaded
+        if saved != cls.__name__ and (name is None or name != VLAModelRegistry.name_of(cls)):
             raise CheckpointError(f"{str(folder)!r} holds a {saved} (model {name!r}), not a {cls.__name__}")
         try:
-            model: Self = built(**{**config["arguments"], **changes})
+            model = cls(**{**config["arguments"], **changes})
         except TypeError as e:
-            raise CheckpointError(
-                f"{str(folder)!r}: {built.__name__} does not take the arguments in its config.json: {e}"
-            ) from e
+            raise CheckpointError(f"{str(folder)!r}: {cls.__name__} does not take the arguments in its config.json: {e}") from e
         load_weights(model, Path(folder))
         return model
 

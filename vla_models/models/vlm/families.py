@@ -63,17 +63,18 @@ class Family:
         return size
 
     def _count_tokens(self) -> int:
-        return 0  # measured later, see measure
+        return 0  # see prepare
 
-    def measure(self, backbone: Any) -> None:
-        """Count the tokens of a picture by asking the model, where the config does not say."""
+    def prepare(self, model: Any) -> None:
+        """Look at the model once it is there: count the tokens of a picture by asking it, where the config does not say."""
         if self.tokens_per_image:
             return
         blank = torch.zeros(1, 1, *self.image_size, 3, dtype=torch.uint8)
         with torch.no_grad():
-            found = backbone.get_image_features(**self.pack(blank, next(backbone.parameters()).dtype, teacher=True))
+            found = model.get_image_features(**self.pack(blank, next(model.parameters()).dtype, teacher=True))
         found = getattr(found, "pooler_output", found)
-        self.tokens_per_image = sum(f[..., 0].numel() for f in found) if isinstance(found, (list, tuple)) else found[..., 0].numel()
+        parts = found if isinstance(found, (list, tuple)) else [found]
+        self.tokens_per_image = sum(part[..., 0].numel() for part in parts)
 
     def expanded(self) -> str:
         """What one picture is in the text that is tokenized."""
@@ -133,6 +134,12 @@ class Qwen(Family):
                 f"is {[h, w]}"
             )
         return h, w
+
+    def prepare(self, model: Any) -> None:
+        """transformers 5.3.0 puts Qwen2.5-VL's still pictures at several times their place in time (the frame interval of films
+        is multiplied in); 4.57 and 5.9 do not, and nor did those who trained it."""
+        if (original := getattr(model.model, "get_vision_position_ids", None)) is not None:
+            model.model.get_vision_position_ids = _StillPictures(original)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -258,6 +265,17 @@ def family_of(config: Any, tokenizer: Any, settings: Mapping[str, Any], image_si
     """The family that serves a base model."""
     kind = next((f for f in FAMILIES if config.model_type in f.types), Family)
     return kind(config, tokenizer, settings, image_size)
+
+
+class _StillPictures:
+    """``get_vision_position_ids`` for pictures: they have no interval in time."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __call__(self, start: Any, grid: Any, temporal_merge: int = 1, merge: int = 1, interval: Any = 1, **more: Any) -> Any:
+        more.pop("time_interval", None)
+        return self._original(start, grid, temporal_merge, merge, **more)
 
 
 def _first(config: Any, *names: str) -> Any:

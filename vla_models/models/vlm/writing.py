@@ -103,7 +103,7 @@ class Writer:
         self.done = torch.zeros_like(self._planning)
         self._written: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [R, V] -> minus infinity but for the chosen token."""
         g = self.grammar
         logits = check_finite(scores.float(), "hf_vlm's logits")
