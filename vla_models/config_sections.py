@@ -48,6 +48,18 @@ class PolicyHeadConfig(Section):
     """Numbers in a plan: three (x, y, heading) for each waypoint, so 15 is five waypoints."""
 
 
+class PromptConfig(Section):
+    """How a vision-language model is asked; passed to its constructor as the dict ``prompt``."""
+
+    language: Literal["en", "zh"] = "en"
+    """English or Chinese."""
+    template: str | None = None
+    """Lines of your own with {images}, {ego}, {command}, {route}, {history}, {instruction}, {answer}; a line whose fields are
+    all unknown is left out. Left out: the language's own template."""
+    system: str | None = None
+    """A system message before it."""
+
+
 class ModelConfig(Section):
     """Which model, and what its constructor is told."""
 
@@ -58,12 +70,13 @@ class ModelConfig(Section):
     vision_encoder: VisionEncoderConfig | None = None
     language_model: LanguageModelConfig | None = None
     policy_head: PolicyHeadConfig | None = None
+    prompt: PromptConfig | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the model's constructor."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``create_model`` beside ``model_path``: ``options``, and as dicts the sections that are set."""
-        sections = {key: getattr(self, key) for key in ("vision_encoder", "language_model", "policy_head")}
+        sections = {key: getattr(self, key) for key in ("vision_encoder", "language_model", "policy_head", "prompt")}
         return {**{k: v.model_dump() for k, v in sections.items() if v is not None}, **self.options}
 
 
@@ -129,6 +142,9 @@ class RewardConfig(Section):
     """pdms: the benchmark's own score; driving: the weighted sum of ``weights``."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Reward term -> weight, for type driving: ``{collision: -10.0, success: 10.0}``."""
+    invalid: float | Literal["exclude"] = 0.0
+    """Reward of an answer that is no plan (a language model wrote something else): a number, or exclude, which leaves it out of
+    learning like an episode whose world failed. Both are counted."""
 
 
 class AlgorithmConfig(Section):

@@ -177,6 +177,7 @@ class Trainer:
                     temperature=algorithm.temperature,
                     top_p=algorithm.top_p,
                     generator=torch.Generator().manual_seed(stream),
+                    invalid=self.config.reward.invalid,
                 )
                 row = self._learn(rollout, step, np.random.default_rng(stream))
                 self._write("rl", step + 1, row)
@@ -223,6 +224,7 @@ class Trainer:
             "ratio_max_dev_first": parts[0]["ratio_max_dev"],
             "groups_with_signal": signal.float().mean().item(),
             "invalid": int((~valid).sum()),
+            "invalid_answers": rollout.invalid_answers,
             **rollout.means,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
@@ -325,7 +327,7 @@ class Trainer:
         version = self.config.environment.score_version
         result = evaluate_model(self.model, self.heldout_scenes, version=version, threads=self.threads)
         means = result.means()
-        self._write("eval", step, {"name": name, **means})
+        self._write("eval", step, {"name": name, **means, "invalid_answers": result.invalid_answers})
         log.info("held-out score %.3f (%s, %d updates)", means["score"], name, step)
         if keep:
             results = {name: result}

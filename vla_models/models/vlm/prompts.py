@@ -169,13 +169,15 @@ class PromptTemplate:
 
 def _fields(line: str) -> list[str]:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(line) if name is not None]
+        found = [(name, spec or conversion) for _, name, spec, conversion in string.Formatter().parse(line) if name is not None]
     except ValueError as e:
         raise ConfigError(f"model.prompt.template: {line!r} cannot be read: {e}; write {{{{ and }}}} for braces") from e
-    for name in names:
+    for name, form in found:
         if name not in FIELDS:
             raise ConfigError(f"model.prompt.template: there is no field {name!r}; known: {', '.join(FIELDS)}")
-    return names
+        if form:
+            raise ConfigError(f"model.prompt.template: {name} is text already; write {{{name}}} without {form!r}")
+    return [name for name, _ in found]
 
 
 def _number(value: Any, what: str) -> float:

@@ -16,7 +16,7 @@ FARTHEST: Final = 1000.0
 """Metres; a pose that lies farther away is a slip of the pen, not a plan."""
 TOKENS_PER_POSE: Final = 32
 """Room for one pose in an answer, in tokens: a tokenizer may spend one on each digit."""
-_NUMBER = r"\s*([+-]?\d{1,6}(?:\.\d{0,6})?|[+-]?\.\d{1,6})\s*"
+_NUMBER = r"\s*([+-]?(?:\d{1,6}(?:\.\d{0,15})?|\.\d{1,15}))\s*"
 _POSE = re.compile(rf"[(\[]{_NUMBER},{_NUMBER},{_NUMBER}[)\]]")
 
 
