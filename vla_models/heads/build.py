@@ -24,16 +24,16 @@ _PATH: Final = "model.policy_head"
 def make_head(policy_head: Mapping[str, Any], dim: int, *, horizon: int, dt: float) -> PlanHead:
     """The head that ``policy_head`` describes (keys of ``PolicyHeadConfig``), over features of width ``dim``.
 
-    horizon, dt: of the plans that the model must make. Raises ConfigError with the YAML path for an unknown type, an option that
-    the type does not take, or a head that does not fit the horizon.
+    horizon, dt: of the plans that the model must make. Raises ConfigError with the YAML path for an unknown type, an option
+    that the type does not take, or a head that does not fit the horizon.
     """
     options = {key: value for key, value in policy_head.items() if value is not None and key not in ("type", "action_dim")}
-    kind = policy_head.get("type")
+    kind = str(policy_head.get("type"))
     if kind not in HEADS:
-        raise ConfigError(f"{_PATH}.type: there is no head {kind!r}; {did_you_mean(str(kind), HEADS)}")
+        raise ConfigError(f"{_PATH}.type: there is no head {kind!r}; {did_you_mean(kind, HEADS)}")
     if (wanted := plan_horizon(policy_head, horizon)) != horizon:
         raise ConfigError(
-            f"{_PATH}.action_dim: {3 * wanted} numbers are {wanted} waypoints, and this model plans {horizon}; use {3 * horizon}"
+            f"{_PATH}.action_dim: {3 * wanted} numbers are {wanted} waypoints, this model plans {horizon}; use {3 * horizon}"
         )
     build = HEADS[kind]
     known = set(inspect.signature(build).parameters) - {"dim", "horizon", "dt"}
