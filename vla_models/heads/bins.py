@@ -66,12 +66,13 @@ class BinCodebook(StepCodebook, ExactBuffers):
 
     def encode_steps(self, plans: Tensor, speed: Tensor) -> Tensor:
         """See ``StepCodebook``."""
-        x, y, heading = self.encode(plans, speed).unflatten(1, (-1, 3)).unbind(-1)
-        return (x * self.bins + y) * self.bins + heading
+        x, y, heading = self.encode(plans, speed).view(-1, self.horizon, 3).unbind(-1)
+        steps: Tensor = (x * self.bins + y) * self.bins + heading
+        return steps
 
     def decode(self, tokens: Tensor, speed: Tensor) -> Tensor:
         """See ``Codebook``."""
-        return poses(self._centres(tokens.unflatten(1, (-1, 3)), self.low, self.high))
+        return poses(self._centres(tokens.view(-1, self.horizon, 3), self.low, self.high))
 
     def measure(self, plans: Tensor, speed: Tensor) -> dict[str, Any]:
         """``low`` and ``high`` [T, 3] of the plans."""

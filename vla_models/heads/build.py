@@ -24,23 +24,28 @@ _PATH: Final = "model.policy_head"
 def make_head(policy_head: Mapping[str, Any], dim: int, *, horizon: int, dt: float) -> PlanHead:
     """The head that ``policy_head`` describes (keys of ``PolicyHeadConfig``), over features of width ``dim``.
 
-    horizon, dt: of the plans that the model must make. Raises ConfigError with the YAML path for an unknown type, an option that
-    the type does not take, or a head that does not fit the horizon.
+    horizon, dt: of the plans that the model must make. Raises ConfigError with the YAML path for an unknown type, an option
+    that the type does not take, or a head that does not fit the horizon.
     """
-    options = {key: value for key, value in policy_head.items() if value is not None and key not in ("type", "action_dim")}
-    kind = policy_head.get("type")
-    if kind not in HEADS:
-        raise ConfigError(f"{_PATH}.type: there is no head {kind!r}; {did_you_mean(str(kind), HEADS)}")
+    kind, options = head_options(policy_head)
     if (wanted := plan_horizon(policy_head, horizon)) != horizon:
         raise ConfigError(
-            f"{_PATH}.action_dim: {3 * wanted} numbers are {wanted} waypoints, and this model plans {horizon}; use {3 * horizon}"
+            f"{_PATH}.action_dim: {3 * wanted} numbers are {wanted} waypoints, this model plans {horizon}; use {3 * horizon}"
         )
-    build = HEADS[kind]
-    known = set(inspect.signature(build).parameters) - {"dim", "horizon", "dt"}
+    return HEADS[kind](dim=dim, horizon=horizon, dt=dt, **options)
+
+
+def head_options(policy_head: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Type and options that ``policy_head`` sets; ConfigError for an unknown type or an option that it does not take."""
+    options = {key: value for key, value in policy_head.items() if value is not None and key not in ("type", "action_dim")}
+    kind = str(policy_head.get("type"))
+    if kind not in HEADS:
+        raise ConfigError(f"{_PATH}.type: there is no head {kind!r}; {did_you_mean(kind, HEADS)}")
+    known = set(inspect.signature(HEADS[kind]).parameters) - {"dim", "horizon", "dt"}
     for key in options:
         if key not in known:
             raise ConfigError(f"{_PATH}.{key}: a {kind} head does not take it; {did_you_mean(key, known)}")
-    return build(dim=dim, horizon=horizon, dt=dt, **options)
+    return kind, options
 
 
 def plan_horizon(policy_head: Mapping[str, Any] | None, default: int) -> int:

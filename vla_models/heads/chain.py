@@ -10,8 +10,8 @@ which is DDIM's generalised sampler (Song et al. 2021, equation 12) and, with fl
 coefficient-preserving sampler of Flow-CPS (Wang et al. 2025): whatever eta is, x' has the marginal of its level. So each step
 is a Gaussian with a known mean, and a decision's probability is that of its chain (DPPO, Ren et al. 2024).
 
-The chain is recorded. Sampling and scoring take the mean and the SAME s from one function; where they differ (ReCogDrive samples
-with s ≥ 0.04 and scores with s ≥ 0.1), ratios are not those of any policy.
+The chain is recorded. Sampling and scoring take the mean and the SAME s from one function; where they differ (ReCogDrive
+samples with s ≥ 0.04 and scores with s ≥ 0.1), ratios are not those of any policy.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _CURVATURE_WEIGHT: Final = 1.0
 
 
 class Codebook(ABC):
-    """Plans of ``horizon`` poses, ``dt`` seconds apart, as ``length`` tokens out of ``vocabulary``: what a language model says."""
+    """Plans of ``horizon`` poses, ``dt`` seconds apart, as ``length`` tokens out of ``vocabulary``."""
 
     horizon: int
     dt: float
@@ -69,12 +69,13 @@ class Codebook(ABC):
 
     def normalise(self, statistics: Mapping[str, Any]) -> None:
         """Take what ``measure`` found."""
+        return
 
 
 class StepCodebook(Codebook):
     """A codebook that grows a plan pose by pose: after each step a state ``[..., 4]`` (x, y, heading, speed), float64.
 
-    A step is one integer, too: its factors have ``sizes`` values. A model that decides step by step sees where the last one led.
+    A step is one integer, too: its factors have ``sizes`` values. Who decides step by step sees where the last one led.
     """
 
     @property

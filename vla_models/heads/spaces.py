@@ -75,6 +75,8 @@ class ActionSpace(ExactBuffers):
 class WaypointSpace(ActionSpace):
     """Poses minus those of driving straight on at the present speed."""
 
+    times: Tensor
+
     def __init__(self, horizon: int = 8, dt: float = 0.5) -> None:
         t = dt * torch.arange(1, horizon + 1, dtype=torch.float64)
         std = torch.stack([0.3 * t + 0.4 * t * t, 0.2 + 0.25 * t * t, 0.05 + 0.1 * t], dim=-1)
@@ -93,7 +95,7 @@ class WaypointSpace(ActionSpace):
 
 
 class ControlSpace(ActionSpace):
-    """Acceleration in m/s² and steering effort: curvature over ``gentle(v)``, a curvature that is a moderate turn at speed v."""
+    """Acceleration in m/s² and steering effort: curvature over ``gentle(v)``, a moderate turn at speed v."""
 
     def __init__(self, horizon: int = 8, dt: float = 0.5) -> None:
         super().__init__(horizon, dt, torch.zeros(horizon, 2), torch.tensor([[1.0, 0.5]]).repeat(horizon, 1))
@@ -163,7 +165,7 @@ def _refine(space: ControlSpace, actions: Tensor, plans: Tensor, speed: Tensor) 
     linearise = torch.func.vmap(torch.func.jacfwd(residuals))
     measure = torch.func.vmap(residuals)
     out = []
-    for part, plan, v in zip(*(t.split(1024) for t in (actions, plans, speed)), strict=True):
+    for part, plan, v in zip(*(torch.split(t, 1024) for t in (actions, plans, speed)), strict=True):
         best = part.flatten(1)
         cost = measure(best, plan, v).square().sum(1)
         for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Categorical heads whose samples can be replayed exactly: over hidden states (``TokenHead``), over features (``TokenPlanHead``).
+"""Categorical heads whose samples can be replayed exactly.
 
 A token has one or several *factors* (acceleration and curvature, say), each a softmax of its own; the log-probability of a
 token is the sum over its factors. Sampling keeps, beside the token, which entries the nucleus left (``support``), so that
@@ -130,7 +130,7 @@ class TokenPlanHead(PlanHead):
         length = logits.shape[1]
         warp = temperature.repeat_interleave(length), top_p.repeat_interleave(length)
         drawn = self.token.sample(logits.flatten(0, 1), *warp, deterministic=deterministic, generator=generator)
-        tokens, logprobs, support = (part.unflatten(0, (-1, length)) for part in drawn)
+        tokens, logprobs, support = (part.view(-1, length, *part.shape[1:]) for part in drawn)
         record = {"action_tokens": tokens, "support": support, "temperature": temperature, "top_p": top_p}
         return Decision(self.codebook.decode(tokens, speed), logprobs, record)
 

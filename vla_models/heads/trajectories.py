@@ -51,7 +51,7 @@ class TrajectoryCodebook(Codebook, ExactBuffers):
     def encode(self, plans: Tensor, speed: Tensor) -> Tensor:
         """See ``Codebook``."""
         wanted = check_plans(plans, self.horizon).to(self.anchors.device)
-        return torch.cat([self._distances(part).argmin(1, keepdim=True) for part in wanted.split(_CHUNK)])
+        return torch.cat([self._distances(part).argmin(1, keepdim=True) for part in torch.split(wanted, _CHUNK)])
 
     def decode(self, tokens: Tensor, speed: Tensor) -> Tensor:
         """See ``Codebook``."""

@@ -48,7 +48,7 @@ def entropy_of(logp: Tensor) -> Tensor:
 def pack_mask(mask: Tensor) -> Tensor:
     """bool [..., V] as bits in uint8 [..., ceil(V / 8)]: a support over a whole vocabulary, small enough for a record."""
     extra = -mask.shape[-1] % 8
-    bits = torch.nn.functional.pad(mask, (0, extra)).unflatten(-1, (-1, 8)).to(torch.uint8)
+    bits = torch.nn.functional.pad(mask, (0, extra)).to(torch.uint8).view(*mask.shape[:-1], -1, 8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
 
 

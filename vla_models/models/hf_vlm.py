@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_models.errors import ConfigError, PlanError, SceneError, VLAModelsError
 from vla_models.heads import make_codebook, make_head, plan_horizon
@@ -22,6 +22,7 @@ from vla_models.heads.build import codebook_argument
 from vla_models.heads.codebook import Codebook
 from vla_models.heads.warpers import ACTION, TEXT, counted
 from vla_models.interface import VLAForDriving, VLAInput, VLAOutput, VLAPrediction, VLASpec, check_plan
+from vla_models.lora import add_lora, lora_options
 from vla_models.model_registry import register_vla_model
 from vla_models.models.vlm.backbone import ActionTokens, Backbone
 from vla_models.models.vlm.base import Base, load_backbone, read_base
@@ -105,8 +106,8 @@ class HFVLM(VLAForDriving):
         if actions is not None:
             table = ActionTokens(*actions, model.get_input_embeddings().weight, model.get_output_embeddings().weight)
         family.prepare(model)
-        if language_model.get("lora_enabled"):
-            model = _with_lora(model, language_model)
+        if (adapters := lora_options(language_model)) is not None:
+            model = add_lora(model, **adapters)
         self.backbone = Backbone(model, family, table, gradient_checkpointing=gradient_checkpointing)
         if freeze_vision:
             self.backbone.freeze_vision()
@@ -443,24 +444,16 @@ class HFVLM(VLAForDriving):
         return [[*before, *row, self.grammar.end] for row in words]
 
     def imitation_loss(self, record: Mapping[str, Tensor]) -> Tensor:
-        """What imitation minimises: the head's own loss, or the mean negative log-likelihood of the written tokens."""
+        """See ``VLAInterface.imitation_loss``; a head that reads the last hidden state has its own."""
         if self.head is None:
-            out = self.evaluate_actions(record)
-            return -torch.where(out["mask"], out["logprobs"], 0.0).sum() / out["mask"].sum().clamp(min=1)
+            return super().imitation_loss(record)
         record = {name: part.to(self.backbone.device) for name, part in record.items()}
         hidden, _ = self.backbone.read(record)
         return self.head.imitation_loss(_last(hidden, record), record).mean()
 
-    def fit_statistics(self, dataset: str, plans: Any, speed: Any) -> None:
-        """Measure and take the normalisation statistics of a data set's plans [N, T, 3] at speeds [N]."""
-        part: PlanHead | Codebook | None = self.head or self.codebook
-        if part is None:
-            return
-        device = self.backbone.device
-        found = part.measure(torch.as_tensor(plans, device=device), torch.as_tensor(speed, device=device))
-        if found:
-            self.statistics[dataset] = found
-            part.normalise(found)
+    def plan_normaliser(self) -> PlanHead | Codebook | None:
+        """The head, or the codebook of a written plan."""
+        return self.head or self.codebook
 
     # -- saving ----------------------------------------------------------------------------------------------------------
 
@@ -493,14 +486,6 @@ def _codebook(policy_head: Mapping[str, Any], horizon: int, dt: float) -> tuple[
             raise ConfigError(f"model.policy_head.{key}: hf_vlm's tokens head does not take it; known: codebook")
     name = policy_head.get("codebook") or "kinematic"
     return (None, "text") if name == "text" else (make_codebook(name, horizon=horizon, dt=dt), "codes")
-
-
-def _with_lora(model: nn.Module, language_model: Mapping[str, Any]) -> Any:
-    from vla_models.lora import LoraSettings, add_lora
-
-    given = {key.removeprefix("lora_"): v for key, v in language_model.items() if key.startswith("lora_") and v is not None}
-    given.pop("enabled")
-    return add_lora(model, LoraSettings(**given))
 
 
 def _last(hidden: Tensor, record: Mapping[str, Tensor]) -> Tensor:
