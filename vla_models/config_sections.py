@@ -62,7 +62,7 @@ class PolicyHeadConfig(Section):
     action_dim: int | None = Field(default=None, gt=0, multiple_of=3)
     """Numbers in a plan: three (x, y, heading) for each waypoint, so 15 is five waypoints."""
     codebook: str | None = None
-    """tokens: "kinematic", "bins" (256 a coordinate), or a file that ``vla-models codebook`` wrote; hf_vlm also "text" (numbers)."""
+    """tokens: "kinematic", "bins" (256 a coordinate), a file that ``vla-models codebook`` wrote; for hf_vlm also "text"."""
     space: str | None = None
     """gaussian, flow, ddim: what an action is, "controls" (acceleration and steering, integrated) or "waypoints"."""
     sigma: float | None = Field(default=None, gt=0.0)

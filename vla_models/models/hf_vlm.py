@@ -112,9 +112,7 @@ class HFVLM(VLAForDriving):
         if freeze_vision:
             self.backbone.freeze_vision()
         width = model.get_output_embeddings().weight.shape[1]
-        self.head: PlanHead | None = (
-            make_head(policy_head, width, horizon=horizon, dt=dt) if self._answer == "head" else None
-        )
+        self.head: PlanHead | None = make_head(policy_head, width, horizon=horizon, dt=dt) if self._answer == "head" else None
         self.value = ValueHead(width)
         self.grammar = self._make_grammar(None if actions is None else actions[0], horizon, reasoning)
         self.spec = VLASpec(
@@ -187,7 +185,9 @@ class HFVLM(VLAForDriving):
     def build_messages(self, inputs: VLAInput) -> list[dict[str, Any]]:
         """The chat that asks for a plan, as chat templates and inference servers take it: pictures are {"type": "image"}."""
         answer = self.template.answer(self._answer, self.spec.horizon, self.spec.dt, bool(self.grammar and self.grammar.marked))
-        system = [{"role": "system", "content": [{"type": "text", "text": self.template.system}]}] if self.template.system else []
+        system = (
+            [{"role": "system", "content": [{"type": "text", "text": self.template.system}]}] if self.template.system else []
+        )
         return [*system, {"role": "user", "content": self.template.parts(inputs, answer)}]
 
     def build_prompt(self, inputs: VLAInput) -> str:
@@ -202,7 +202,7 @@ class HFVLM(VLAForDriving):
         return family.compose(text, self.tokenizer)
 
     def encode_text(self, text: str | list[str], max_length: int | None = None) -> dict[str, Tensor]:
-        """Text as it is (no template) -> ``input_ids`` and ``attention_mask`` int64 [B, L], padded left; cut to ``max_length``."""
+        """Text as it is (no template) -> ``input_ids``, ``attention_mask`` int64 [B, L], padded left; cut to ``max_length``."""
         texts = [text] if isinstance(text, str) else list(text)
         return self._pad([ids[:max_length] for ids in self._tokenize(texts)])
 
@@ -244,8 +244,8 @@ class HFVLM(VLAForDriving):
             text = self.build_prompt(given)
             if text.count(token) != pixels.shape[1]:
                 raise SceneError(
-                    f"input {i}: the prompt has {text.count(token)} places for {pixels.shape[1]} pictures; leave {token!r} out of "
-                    "its text, and check that the base model's chat template takes pictures"
+                    f"input {i}: the prompt has {text.count(token)} places for {pixels.shape[1]} pictures; leave {token!r} out "
+                    "of its text, and check that the base model's chat template takes pictures"
                 )
             texts.append(text.replace(token, expanded))
         rows = self._tokenize(texts)
@@ -253,8 +253,8 @@ class HFVLM(VLAForDriving):
             if len(row) > self.max_prompt_tokens:
                 raise SceneError(
                     f"input {i}: its prompt has {len(row)} tokens, and this model reads {self.max_prompt_tokens} "
-                    f"({pixels.shape[1]} × {self.family.tokens_per_image} of them are pictures); shorten text or route, use smaller "
-                    "or fewer pictures, or raise max_prompt_tokens"
+                    f"({pixels.shape[1]} × {self.family.tokens_per_image} of them are pictures); shorten text or route, use "
+                    "smaller or fewer pictures, or raise max_prompt_tokens"
                 )
         device = self.backbone.device
         return {
@@ -265,9 +265,7 @@ class HFVLM(VLAForDriving):
 
     # -- deciding --------------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Any = None, **kwargs: Any
-    ) -> VLAOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Any = None, **kwargs: Any) -> VLAOutput:
         """Logits [B, 1, V] of the next token after each prompt, hidden states [B, 1, D] there, and values [B]."""
         if pixel_values is None or kwargs:
             raise VLAModelsError(
@@ -381,7 +379,9 @@ class HFVLM(VLAForDriving):
         decided = self.predict(VLAInput(text=text, images=images, **kwargs), deterministic=True)
         if decided.valid is not None and not decided.valid.all():
             assert decided.record is not None
-            raise PlanError(f"hf_vlm's answer is no plan of {self.spec.horizon} poses: {self._said(decided.record, ACTION)[0]!r}")
+            raise PlanError(
+                f"hf_vlm's answer is no plan of {self.spec.horizon} poses: {self._said(decided.record, ACTION)[0]!r}"
+            )
         return decided.waypoints[:num_waypoints]
 
     # -- learning --------------------------------------------------------------------------------------------------------
@@ -415,9 +415,7 @@ class HFVLM(VLAForDriving):
         record = self._encode(inputs)
         wanted = torch.from_numpy(check_plan(plans, self.spec.horizon)).to(self.backbone.device)
         if wanted.ndim != 3 or len(wanted) != len(inputs):
-            raise PlanError(
-                f"{len(inputs)} inputs need as many plans [{self.spec.horizon}, 3]; given {list(wanted.shape)}"
-            )
+            raise PlanError(f"{len(inputs)} inputs need as many plans [{self.spec.horizon}, 3]; given {list(wanted.shape)}")
         record["temperature"] = torch.ones_like(record["speed"])
         record["top_p"] = torch.ones_like(record["speed"])
         if self.grammar is not None:
@@ -477,7 +475,9 @@ class HFVLM(VLAForDriving):
         return super().from_pretrained(folder, base_folder=str(Path(folder) / BASE_FOLDER), **changes)
 
 
-def _codebook(policy_head: Mapping[str, Any], horizon: int, dt: float) -> tuple[Codebook | None, Literal["codes", "text", "head"]]:
+def _codebook(
+    policy_head: Mapping[str, Any], horizon: int, dt: float
+) -> tuple[Codebook | None, Literal["codes", "text", "head"]]:
     """The codebook of a written plan, if it has one, and how the model answers."""
     if policy_head.get("type") != "tokens":
         return None, "head"

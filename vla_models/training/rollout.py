@@ -36,7 +36,8 @@ class Rollout:
     invalid_answers: int
     """How many of the S·G answers were no plan."""
     means: dict[str, float]
-    """Means over the valid rows that drove a plan of every metric and reward term (metrics under their own name, terms as ``term/<name>``)."""
+    """Means over the valid rows that drove a plan, of every metric and reward term (metrics under their own name, terms as
+    ``term/<name>``)."""
     sample_s: float
     """Seconds that the model took."""
     score_s: float
@@ -62,8 +63,8 @@ def sample_groups(
     """Sample ``group_size`` plans for each scene and step ``env`` (``len(scenes) * group_size`` episodes) once.
 
     The model sees each scene once (``num_samples``), whatever the group's size. An answer that is no plan
-    (``VLAPrediction.valid``) is rewarded with ``invalid``, or left out as an invalid episode where that is "exclude". Raises NotImplementedByModel if its
-    predictions carry no record: then they cannot be learned from.
+    (``VLAPrediction.valid``) is rewarded with ``invalid``, or left out as an invalid episode where that is "exclude". Raises
+    NotImplementedByModel if its predictions carry no record: then they cannot be learned from.
     """
     started = time.perf_counter()
     observation, _ = env.reset(options={"scenes": [scene for scene in scenes for _ in range(group_size)]})
@@ -97,7 +98,7 @@ def sample_groups(
         rewards=torch.as_tensor(rewards).reshape(shape),
         valid=torch.as_tensor(valid).reshape(shape),
         invalid_answers=int((~planned).sum()),
-        means={name: float(np.mean(values[driven], dtype=np.float64)) for name, values in named.items()} if driven.any() else {},
+        means={name: float(np.mean(part[driven], dtype=np.float64)) for name, part in named.items()} if driven.any() else {},
         sample_s=sampled - observed,
         score_s=ended - sampled + observed - started,
     )

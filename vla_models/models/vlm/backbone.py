@@ -97,7 +97,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def write(self, record: Mapping[str, Tensor], writer: Writer) -> Tensor:
-        """One ``generate`` that lets ``writer`` complete every prompt; returns the hidden states [B, D] at the prompts' ends."""
+        """One ``generate`` that lets ``writer`` complete every prompt; returns hidden states [B, D] at the prompts' ends."""
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         ids, mask, _ = join({k: record[k] for k in ("input_ids", "attention_mask")})
@@ -127,7 +127,8 @@ class Backbone(nn.Module):
     @contextmanager
     def _watch(self) -> Iterator[list[Tensor]]:
         """What the output layer reads within: hidden states, call by call."""
-        self._seen = seen = []
+        seen: list[Tensor] = []
+        self._seen = seen
         try:
             yield seen
         finally:

@@ -29,7 +29,7 @@ class Base:
     tokenizer: Any
     """transformers tokenizer; its ``chat_template`` is the model's, or None."""
     settings: dict[str, Any]
-    """preprocessor_config.json: ``image_mean``, ``image_std``, ``rescale_factor``, ``resample`` and the like; {} if it has none."""
+    """preprocessor_config.json: ``image_mean``, ``image_std``, ``rescale_factor``, ``resample`` and the like, or {}."""
 
     def save(self, folder: Path) -> None:
         """Write config, tokenizer, chat template and picture settings into ``folder``; ``read_base`` reads them offline."""
@@ -64,8 +64,8 @@ def read_base(name: str) -> Base:
         settings, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError, KeyError) as e:
         raise ConfigError(
-            f"model.language_model.base_model: {name!r} cannot be read: {_first_line(e)} Give a folder that holds a transformers "
-            f"checkpoint, download it first (hf download {name}), or try a tiny one ({PREFIX}smolvlm)"
+            f"model.language_model.base_model: {name!r} cannot be read: {_first_line(e)} Give a folder that holds a "
+            f"transformers checkpoint, download it first (hf download {name}), or try a tiny one ({PREFIX}smolvlm)"
         ) from e
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _chat_template(name)
@@ -101,8 +101,8 @@ def load_backbone(base: Base, *, weights: bool, dtype: str) -> Any:
             model = auto.from_config(base.config, dtype=kind or getattr(base.config, "dtype", None) or torch.float32)
     except (OSError, ValueError, KeyError) as e:
         raise ConfigError(
-            f"model.language_model.base_model: {base.name!r} ({base.config.model_type}) cannot be loaded as an image-text-to-text "
-            f"model: {_first_line(e)}"
+            f"model.language_model.base_model: {base.name!r} ({base.config.model_type}) cannot be loaded as an "
+            f"image-text-to-text model: {_first_line(e)}"
         ) from e
     # A checkpoint's own sampling defaults (repetition penalty, temperature) would hide in every later call of generate.
     model.generation_config = transformers.GenerationConfig()

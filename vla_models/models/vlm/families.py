@@ -1,7 +1,8 @@
 """What differs from one family of vision-language models to the next: pictures, their place in the text, and positions.
 
-A record keeps pictures as uint8 ``[B, N, H, W, 3]`` (N pictures a row, all of one size), so any framework can slice, shuffle and
-send it. ``Family.pack`` makes of them what the model wants, for whichever rows are in the minibatch, without a loop over rows.
+A record keeps pictures as uint8 ``[B, N, H, W, 3]`` (N pictures a row, all of one size), so any framework can slice, shuffle
+and send it. ``Family.pack`` makes of them what the model wants, for whichever rows are in the minibatch, without a loop over
+rows.
 
 Sources: the processors and ``get_rope_index`` of transformers 4.57.6, 5.3.0 and 5.9.0 (``models/<family>``).
 """
@@ -26,8 +27,8 @@ HALF: Final = (0.5, 0.5, 0.5)
 class Family:
     """The common case: one square picture, ``pixel_values`` [pictures, 3, H, W], a fixed number of image tokens for each.
 
-    Subclasses are chosen by the ``model_type`` of the base model's config (``family_of``); this one serves any other model, with
-    the number of tokens measured on the model itself.
+    Subclasses are chosen by the ``model_type`` of the base model's config (``family_of``); this one serves any other model,
+    with the number of tokens measured on the model itself.
     """
 
     types: ClassVar[tuple[str, ...]] = ()
@@ -56,9 +57,9 @@ class Family:
         """(height, width) of every picture: what the vision tower was made for, and nothing else."""
         own = self.config.vision_config.image_size
         size = (int(own[0]), int(own[1])) if isinstance(own, Sequence) else (int(own), int(own))
-        if wanted not in (None, size):
+        if wanted is not None and wanted != size:
             raise ConfigError(
-                f"model.options.image_size: {self.config.model_type} sees pictures of {list(size)} pixels, not {list(wanted or ())}"
+                f"model.options.image_size: {self.config.model_type} sees pictures of {list(size)} pixels, not {list(wanted)}"
             )
         return size
 
@@ -130,8 +131,8 @@ class Qwen(Family):
         h, w = (max(1, round(s / unit)) * unit for s in wanted or self.default_size)
         if wanted is not None and (h, w) != wanted:
             raise ConfigError(
-                f"model.options.image_size: {self.config.model_type} needs multiples of {unit} pixels; the nearest to {list(wanted)} "
-                f"is {[h, w]}"
+                f"model.options.image_size: {self.config.model_type} needs multiples of {unit} pixels; the nearest to "
+                f"{list(wanted)} is {[h, w]}"
             )
         return h, w
 
@@ -147,7 +148,7 @@ class Qwen(Family):
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     def _count_tokens(self) -> int:
-        return self.grid[0] * self.grid[1] // self.merge**2
+        return int(self.grid[0] * self.grid[1] // self.merge**2)
 
     def pack(self, pixels: Tensor, dtype: torch.dtype, *, teacher: bool) -> dict[str, Tensor]:
         x = self._normalise(pixels).flatten(0, 1)
@@ -224,7 +225,8 @@ class PaliGemma(Family):
 
     def compose(self, text: str, tokenizer: Any) -> str:
         pictures = text.count(self.image_token)
-        return self.image_token * pictures + tokenizer.bos_token + text.replace(self.image_token, "").lstrip("\n") + "\n"
+        said = text.replace(self.image_token, "").lstrip("\n")
+        return f"{self.image_token * pictures}{tokenizer.bos_token}{said}\n"
 
     def layout(self, ids: Tensor, mask: Tensor, prompt: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """The mask as [B, 1, L, L], added to the scores: without labels, transformers 4.57 would let the prompt see the
@@ -283,6 +285,6 @@ def _first(config: Any, *names: str) -> Any:
         if (value := getattr(config, name, None)) is not None:
             return value
     raise ConfigError(
-        f"model.language_model.base_model: the config of {config.model_type} names no image token ({' or '.join(names)}); hf_vlm "
-        "serves models that mark a picture's place by one token"
+        f"model.language_model.base_model: the config of {config.model_type} names no image token ({' or '.join(names)}); "
+        "hf_vlm serves models that mark a picture's place by one token"
     )

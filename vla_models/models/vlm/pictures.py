@@ -18,7 +18,7 @@ def load_frames(
     """RGB uint8 [cameras × frames, H, W, 3], camera by camera, oldest frame first.
 
     images: as ``VLAInput.images``; with more than one frame, a list of ``frames`` pictures (oldest first) or an array
-    [frames, H, W, 3] takes the place of each picture. size: (height, width) that pictures are brought to. resample: PIL's filter.
+    [frames, H, W, 3] takes the place of each picture. size: (height, width) of every picture. resample: PIL's filter.
 
     ``ImageError`` names the camera that is missing, has another number of frames, or cannot be read.
     """
@@ -47,8 +47,8 @@ def _frames(film: Any, camera: str, frames: int) -> list[Any]:
     given = len(film) if several else 1
     if given != frames:
         raise ImageError(
-            f"camera {camera!r}: {given} frame{'s' if given != 1 else ''} were given; the model looks at {frames}, oldest first "
-            "(at the beginning of an episode repeat the first)"
+            f"camera {camera!r}: {given} frame{'s' if given != 1 else ''} were given; the model looks at {frames}, oldest "
+            "first (at the beginning of an episode repeat the first)"
         )
     return list(film)
 

@@ -191,7 +191,7 @@ def _corpus() -> list[str]:
     """Sentences as the default templates make them, for the tokenizer of the tiny models."""
     given = VLAInput(
         text="Follow the route and the rules of the road.",
-        ego_state={k: 0.0 for k in ("speed", *_MOTION)},
+        ego_state=dict.fromkeys(("speed", *_MOTION), 0.0),
         route=np.array([[5.0, 0.0], [-10.0, -0.5]]),
         history=np.array([[-1.0, 0.0, 0.0]]),
         command="straight",
@@ -200,7 +200,7 @@ def _corpus() -> list[str]:
     for language in _WORDS:
         template = PromptTemplate(language, cameras=("front", "left", "right"), frames=2, dt_frames=0.5)
         for kind in ("codes", "text", "head"):
-            answer = template.answer(kind, 8, 0.5, reasoning=True)  # type: ignore[arg-type]
+            answer = template.answer(kind, 8, 0.5, reasoning=True)
             out += [part.get("text", "") for part in template.parts(given, answer)]
         out += list(_WORDS[language].values())
     return out

@@ -18,25 +18,25 @@ PREFIX: Final = "tiny:"
 VOCABULARY: Final = 1024
 """Rows of the embedding tables: the tokenizer needs fewer, as in many a released model."""
 _WIDTH: Final = 64
-_TEXT: Final = dict(
-    vocab_size=VOCABULARY, hidden_size=_WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
-_SIGLIP: Final = dict(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_channels=3, image_size=56, patch_size=14
-)
+_TEXT: Final = {
+    "vocab_size": VOCABULARY, "hidden_size": _WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_TOWER: Final = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SIGLIP: Final = {**_TOWER, "num_channels": 3, "image_size": 56, "patch_size": 14}
 _MROPE: Final = {"rope_type": "default", "type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 _CHAT: Final = (
-    "{{% for message in messages %}}<|im_start|>{{{{ message['role'] }}}}\n"
-    "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
-    "{{% endfor %}}<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def _qwen_vision(**more: Any) -> dict[str, Any]:
-    return dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=_WIDTH, patch_size=14,
-                spatial_merge_size=2, temporal_patch_size=2, in_channels=3) | more  # fmt: skip
+    tower = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
+    return tower | {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3} | more
 
 
 def _families() -> dict[str, dict[str, Any]]:
@@ -60,10 +60,7 @@ def _families() -> dict[str, dict[str, Any]]:
         },
         "internvl": {
             "text_config": qwen2,
-            "vision_config": dict(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=[56, 56],
-                patch_size=[14, 14],
-            ),
+            "vision_config": {**_TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
             "downsample_ratio": 0.5, "image_seq_length": 4,
         },
         "smolvlm": {"text_config": llama, "vision_config": _SIGLIP, "scale_factor": 2},
@@ -126,7 +123,7 @@ def tiny_tokenizer(name: str) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=_bpe(kind),
         pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        chat_template=None if family == "paligemma" else _CHAT.format(image=image),
+        chat_template=None if family == "paligemma" else _CHAT.replace("PICTURE", image),
     )  # fmt: skip
 
 

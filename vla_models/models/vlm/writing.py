@@ -111,7 +111,8 @@ class Writer:
         support = allowed
         kept = torch.zeros_like(self._count)
         if bool((self.top_p < 1.0).any()):
-            support = nucleus(logits.masked_fill(~allowed, -torch.inf), self.temperature, self.top_p, [logits.shape[1]]) & allowed
+            inside = logits.masked_fill(~allowed, -torch.inf)
+            support = allowed & nucleus(inside, self.temperature, self.top_p, [logits.shape[1]])
             kept = torch.where(self.top_p < 1.0, support.sum(-1), kept)
         logp = log_softmax_within(logits, self.temperature, support)
         if self._deterministic:
