@@ -40,7 +40,9 @@ def make(family: str, head: Any = "tokens", **options: Any) -> HFVLM:
     if "image_size" not in options and family in SIZES:
         options["image_size"] = SIZES[family]
     language = {"base_model": f"tiny:{family}", **options.pop("language_model", {})}
-    model = create_model("hf_vlm", language_model=language, policy_head=HEADS.get(head, head), **options)
+    model = create_model(
+        "hf_vlm", language_model=language, policy_head=HEADS[head] if isinstance(head, str) else head, **options
+    )
     assert isinstance(model, HFVLM)
     with torch.no_grad():
         if model.backbone.actions is not None:

@@ -7,13 +7,14 @@ write reasoning. Families of models differ in ``vlm.families`` only; nothing her
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_models.errors import ConfigError, PlanError, SceneError, VLAModelsError
 from vla_models.heads import make_codebook, make_head, plan_horizon
@@ -22,7 +23,7 @@ from vla_models.heads.build import codebook_argument
 from vla_models.heads.codebook import Codebook
 from vla_models.heads.warpers import ACTION, TEXT, counted
 from vla_models.interface import VLAForDriving, VLAInput, VLAOutput, VLAPrediction, VLASpec, check_plan
-from vla_models.lora import add_lora, lora_options
+from vla_models.lora import add_lora, lora_options, merge_lora
 from vla_models.model_registry import register_vla_model
 from vla_models.models.vlm.backbone import ActionTokens, Backbone
 from vla_models.models.vlm.base import Base, load_backbone, read_base
@@ -333,7 +334,8 @@ class HFVLM(VLAForDriving):
             logprobs = own if logprobs is None else torch.cat([logprobs, own], dim=1)
             plans, valid = decision.plans.cpu().numpy(), np.ones(len(own), dtype=bool)
         else:
-            plans, valid = self._read_plans(record)
+            said = zip(record["completion_ids"], record["segment"], strict=True)
+            plans, valid = self.parse([ids[there != 0].tolist() for ids, there in said], record["speed"].tolist())
         if self.grammar is not None and self.backbone.dtype != torch.float32:
             # Cached and whole forwards round differently: take the probabilities from the path that will replay them.
             logprobs = self.evaluate_actions(record)["logprobs"]
@@ -347,25 +349,48 @@ class HFVLM(VLAForDriving):
             valid=valid,
         )
 
-    def _read_plans(self, record: Mapping[str, Tensor]) -> tuple[Any, Any]:
-        """Plans float32 [B, T, 3] that the completions mean, and whether they mean one."""
-        if self.codebook is not None:
-            assert self.grammar is not None
-            assert self.grammar.actions is not None
-            written = record["completion_ids"][record["segment"] == ACTION].view(len(record["segment"]), -1)
-            codes = (written[..., None] == self.grammar.actions.to(written.device)).long().argmax(-1)
-            plans = self.codebook.decode(codes, record["speed"]).cpu().numpy()
-            return plans, np.ones(len(plans), dtype=bool)
-        plans = np.zeros((len(record["segment"]), self.spec.horizon, 3), dtype=np.float32)
+    def parse(self, completions: Sequence[Sequence[int]], speed: Sequence[float]) -> tuple[Any, Any]:
+        """Plans float32 [B, T, 3] that completions mean (token ids, from here or from an inference server, with or without what
+        follows their end), and ``valid`` bool [B]: False, and a plan of zeros, where they mean none.
+
+        speed: m/s at decision time, for codes that are driven from it.
+        """
+        if self.grammar is None or self.head is not None:
+            raise VLAModelsError("this model does not write its plans: a head draws them from the last hidden state")
+        plans = np.zeros((len(completions), self.spec.horizon, 3), dtype=np.float32)
         valid = np.zeros(len(plans), dtype=bool)
-        for i, answer in enumerate(self._said(record, ACTION)):
+        answers = [self._answer_of(list(ids)) for ids in completions]
+        if self.codebook is not None and self.grammar.actions is not None:
+            code = {token: i for i, token in enumerate(self.grammar.actions.tolist())}
+            coded = [[code.get(token, -1) for token in answer] for answer in answers]
+            valid[:] = [len(row) == self.codebook.length and min(row) >= 0 for row in coded]
+            if valid.any():
+                rows = torch.tensor([row for row, good in zip(coded, valid, strict=True) if good], device=self.backbone.device)
+                at = torch.tensor(np.asarray(speed, dtype=np.float32)[valid], device=self.backbone.device)
+                plans[valid] = self.codebook.decode(rows, at).cpu().numpy()
+            return plans, valid
+        for i, answer in enumerate(self.tokenizer.batch_decode(answers, skip_special_tokens=True)):
             plan = read_plan(answer, self.spec.horizon)
             if plan is not None:
                 plans[i], valid[i] = plan, True
         return plans, valid
 
+    def _answer_of(self, ids: list[int]) -> list[int]:
+        """The tokens of a completion that state the plan: behind the marker, up to the end."""
+        assert self.grammar is not None
+        if self.grammar.marked:
+            if self.grammar.marker not in ids:
+                return []
+            ids = ids[ids.index(self.grammar.marker) + 1 :]
+        ends = [ids.index(token) for token in (self.grammar.end, self.grammar.pad) if token in ids]
+        return ids[: min(ends, default=len(ids))]
+
     def _said(self, record: Mapping[str, Tensor], kind: int) -> list[str]:
-        rows = zip(record["completion_ids"], record["segment"], strict=True)
+        """The part of each completion that is TEXT (without its marker) or ACTION, in words."""
+        assert self.grammar is not None
+        rows = zip(
+            record["completion_ids"], record["segment"].where(record["completion_ids"] != self.grammar.marker, 0), strict=True
+        )
         texts: list[str] = self.tokenizer.batch_decode([ids[where == kind] for ids, where in rows], skip_special_tokens=True)
         return texts
 
@@ -468,6 +493,25 @@ class HFVLM(VLAForDriving):
         written = super().save_pretrained(folder)
         self._base.save(written / BASE_FOLDER)
         return written
+
+    def export(self, folder: str | Path) -> Path:
+        """Write a plain transformers checkpoint for inference servers: adapters merged, action tokens in the tables.
+
+        A head over the last hidden state and the value head have no place in it.
+        """
+        backbone = copy.deepcopy(self.backbone)
+        merge_lora(backbone)
+        model, actions = backbone.model, backbone.actions
+        if actions is not None:
+            into, out = model.get_input_embeddings(), model.get_output_embeddings()
+            out.weight = nn.Parameter(out.weight.detach().clone())  # a row of each, even where the tables were one
+            model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+            with torch.no_grad():
+                into.weight[actions.ids] = actions.embedding.to(into.weight.dtype)
+                out.weight[actions.ids] = actions.output.to(out.weight.dtype)
+        model.save_pretrained(folder, safe_serialization=True)
+        Base(self._base.name, model.config, self.tokenizer, self._base.settings).save(Path(folder))
+        return Path(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:

@@ -47,8 +47,8 @@ def _frames(film: Any, camera: str, frames: int) -> list[Any]:
     given = len(film) if several else 1
     if given != frames:
         raise ImageError(
-            f"camera {camera!r}: {given} frame{'s' if given != 1 else ''} were given; the model looks at {frames}, oldest "
-            "first (at the beginning of an episode repeat the first)"
+            f"camera {camera!r}: {given} {'frame was' if given == 1 else 'frames were'} given; the model looks at {frames}, "
+            "oldest first (at the beginning of an episode repeat the first)"
         )
     return list(film)
 

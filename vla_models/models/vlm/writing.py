@@ -135,7 +135,7 @@ class Writer:
         g = self.grammar
         marker = ~self._planning & (token == g.marker)
         self._count = torch.where(marker, 0, self._count + 1)
-        ended = self._planning & ((self._count >= g.length) if g.actions is not None else (token == g.end))
+        ended = self._planning & ((self._count >= g.length) | ((token == g.end) & (g.actions is None)))
         self.done = self.done | ended | (marker & (g.length == 0))
         self._planning = self._planning | marker
 
