@@ -118,6 +118,8 @@ class VLAPrediction:
     """Flat dict of batch-first tensors from which ``evaluate_actions`` recomputes the log-probabilities."""
     controls: dict[str, float] | None = None
     """{"steer", "throttle", "brake"} if the model itself decides them."""
+    valid: npt.NDArray[np.bool_] | None = None
+    """[B] False where what the model wrote is no plan; its waypoints are then zeros and must not be driven. None: all are."""
 
     def __post_init__(self) -> None:
         self.waypoints = check_plan(self.waypoints)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 PLUGIN_GROUP = "vla_models.plugins"
 """Entry-point group of third-party packages: each entry names a module (or an object in one) to import."""
 
-BUILTIN_MODELS: Mapping[str, str] = {"tiny_vla": "vla_models.models.tiny_vla"}
+BUILTIN_MODELS: Mapping[str, str] = {
+    "tiny_vla": "vla_models.models.tiny_vla",
+    "hf_vlm": "vla_models.models.hf_vlm",
+}
 """Models of this package: name -> module whose import registers it."""
 
 T = TypeVar("T")

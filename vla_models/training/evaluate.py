@@ -34,6 +34,8 @@ class Evaluation:
     """[S, 8, 3] ego frame."""
     scores: dict[str, npt.NDArray[np.float64]]
     """sub-score -> [S]; names are ``METRICS[version]``, "score" is the whole."""
+    invalid_answers: int = 0
+    """Answers that were no plan: all their sub-scores are 0."""
 
     def means(self) -> dict[str, float]:
         """Mean of every sub-score over the scenes."""
@@ -47,12 +49,20 @@ class Evaluation:
 def evaluate_model(
     model: VLAInterface, scenes: Sequence[Scene], *, version: Version = "v1", threads: int = 1, batch_size: int = 64
 ) -> Evaluation:
-    """The model's most likely plan for each scene, scored. Raises PlanError if the model's plan is not 8 poses, 0.5 s apart."""
-    plans = []
+    """The model's most likely plan for each scene, scored; an answer that is no plan scores 0 and is counted.
+
+    Raises PlanError if the model's plan is not 8 poses, 0.5 s apart.
+    """
+    plans, planned = [np.zeros((0, 8, 3))], [np.zeros(0, dtype=bool)]
     for start in range(0, len(scenes), batch_size):
         part = [scenes[i] for i in range(start, min(start + batch_size, len(scenes)))]
-        plans.append(check_plans(model.predict(VLAInput.batch(observe(part)), deterministic=True).waypoints, len(part)))
-    return score_plans(scenes, np.concatenate(plans) if plans else np.zeros((0, 8, 3)), version=version, threads=threads)
+        decided = model.predict(VLAInput.batch(observe(part)), deterministic=True)
+        plans.append(check_plans(decided.waypoints, len(part)))
+        planned.append(np.ones(len(part), dtype=bool) if decided.valid is None else np.asarray(decided.valid))
+    scored = score_plans(scenes, np.concatenate(plans), version=version, threads=threads)
+    good = np.concatenate(planned)
+    scores = {name: np.where(good, values, 0.0) for name, values in scored.scores.items()}
+    return Evaluation(scored.plans, scores, int((~good).sum()))
 
 
 def evaluate_baseline(name: str, scenes: Sequence[Scene], *, version: Version = "v1", threads: int = 1) -> Evaluation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import gymnasium
 import numpy as np
@@ -33,8 +33,11 @@ class Rollout:
     """[S, G] float32; NaN where not ``valid``."""
     valid: Tensor
     """bool [S, G]."""
+    invalid_answers: int
+    """How many of the S·G answers were no plan."""
     means: dict[str, float]
-    """Means over the valid rows of every metric and reward term (metrics under their own name, terms as ``term/<name>``)."""
+    """Means over the valid rows that drove a plan, of every metric and reward term (metrics under their own name, terms as
+    ``term/<name>``)."""
     sample_s: float
     """Seconds that the model took."""
     score_s: float
@@ -55,11 +58,13 @@ def sample_groups(
     temperature: float,
     top_p: float,
     generator: torch.Generator,
+    invalid: float | Literal["exclude"] = 0.0,
 ) -> Rollout:
     """Sample ``group_size`` plans for each scene and step ``env`` (``len(scenes) * group_size`` episodes) once.
 
-    The model sees each scene once (``num_samples``), whatever the group's size. Raises NotImplementedByModel if its
-    predictions carry no record: then they cannot be learned from.
+    The model sees each scene once (``num_samples``), whatever the group's size. An answer that is no plan
+    (``VLAPrediction.valid``) is rewarded with ``invalid``, or left out as an invalid episode where that is "exclude". Raises
+    NotImplementedByModel if its predictions carry no record: then they cannot be learned from.
     """
     started = time.perf_counter()
     observation, _ = env.reset(options={"scenes": [scene for scene in scenes for _ in range(group_size)]})
@@ -79,16 +84,21 @@ def sample_groups(
     sampled = time.perf_counter()
     _, rewards, _, _, info = env.step(prediction.waypoints)
     ended = time.perf_counter()
-    valid = np.asarray(info["valid"])
+    rewards, valid = np.asarray(rewards, dtype=np.float32), np.asarray(info["valid"])
+    planned = np.ones_like(valid) if prediction.valid is None else np.asarray(prediction.valid)
+    driven = valid & planned
+    valid = driven if invalid == "exclude" else valid | ~planned
+    rewards = np.where(planned, rewards, np.nan if invalid == "exclude" else invalid).astype(np.float32)
     named = {**info["metrics"], **{f"term/{name}": values for name, values in info["terms"].items()}}
     shape = (len(scenes), group_size)
     return Rollout(
         record=prediction.record,
         logprobs=prediction.logprobs,
         values=prediction.values,
-        rewards=torch.as_tensor(np.asarray(rewards, dtype=np.float32)).reshape(shape),
+        rewards=torch.as_tensor(rewards).reshape(shape),
         valid=torch.as_tensor(valid).reshape(shape),
-        means={name: float(np.mean(values[valid], dtype=np.float64)) for name, values in named.items()} if valid.any() else {},
+        invalid_answers=int((~planned).sum()),
+        means={name: float(np.mean(part[driven], dtype=np.float64)) for name, part in named.items()} if driven.any() else {},
         sample_s=sampled - observed,
         score_s=ended - sampled + observed - started,
     )

@@ -29,7 +29,7 @@ from vla_models.scenes.scene import Scene
 from vla_models.scoring.rewards import Reward
 from vla_models.training.checkpoint import data_order, latest_checkpoint, load_checkpoint, random_stream, save_checkpoint
 from vla_models.training.evaluate import BASELINES, Evaluation, evaluate_baseline, evaluate_model
-from vla_models.training.imitation import cosine, imitation_loss, imitation_record
+from vla_models.training.imitation import cosine, imitation_record
 from vla_models.training.metrics import MetricsLog
 from vla_models.training.objective import (
     group_advantages,
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 REPLAY_TOLERANCE: Final = 1e-3
 """A batch's first update is on-policy, so its ratios are 1; further off than this, the model does not replay its samples."""
 RESULTS: Final = ("constant_velocity", "imitation", "rl", "pdm_closed")
-"""What ``heldout.npz`` and ``summary.json`` compare, in this order."""
+"""What ``heldout.npz`` and ``summary.json`` compare, in this order (a run without updates has no "rl")."""
 
 
 class Trainer:
@@ -106,8 +106,9 @@ class Trainer:
                 self._imitate(done)
                 self._evaluate("imitation", 0)
                 done = self._enter_rl()
-            self._reinforce(done)
-            self._evaluate("rl", self.config.training.steps)
+            if self.config.training.steps:
+                self._reinforce(done)
+                self._evaluate("rl", self.config.training.steps)
             self.model.save_pretrained(self.checkpoints / "model")
             return self._summarise()
 
@@ -126,6 +127,7 @@ class Trainer:
             self.model.make_reference(restored.reference)
         self.log = MetricsLog(self.run_dir, keep_bytes=restored.state["metrics_bytes"])
         self._earlier = restored.state["wall_s"]
+        self.model.statistics = restored.state.get("statistics", {})
         return restored.phase, restored.step
 
     # -- imitation -------------------------------------------------------------------------------------------------------
@@ -135,14 +137,14 @@ class Trainer:
         settings, seed = self.config.training.imitation, self.config.seed
         if done >= settings.steps:
             return
-        record = imitation_record(self.model, self.train_scenes)
+        record = imitation_record(self.model, self.train_scenes, self.config.environment.dataset)
         self.model.train()
         with Bar("imitation", settings.steps, done) as bar:
             for step in range(done, settings.steps):
                 torch.manual_seed(random_stream(seed, "imitation", step))
                 rows = torch.as_tensor(data_order(seed, "imitation", step, len(self.train_scenes), settings.batch_size))
                 self._set_lr(settings.lr * cosine(step, settings.steps, warmup=min(50, settings.steps // 10)))
-                loss = imitation_loss(self.model, select(record, rows))
+                loss = self.model.imitation_loss(select(record, rows))
                 norm = self._update(loss, "imitation", step)
                 self._write("imitation", step + 1, {"loss": loss.item(), "grad_norm": norm})
                 bar.advance(f"loss {loss.item():.3f}")
@@ -177,6 +179,7 @@ class Trainer:
                     temperature=algorithm.temperature,
                     top_p=algorithm.top_p,
                     generator=torch.Generator().manual_seed(stream),
+                    invalid=self.config.reward.invalid,
                 )
                 row = self._learn(rollout, step, np.random.default_rng(stream))
                 self._write("rl", step + 1, row)
@@ -223,6 +226,7 @@ class Trainer:
             "ratio_max_dev_first": parts[0]["ratio_max_dev"],
             "groups_with_signal": signal.float().mean().item(),
             "invalid": int((~valid).sum()),
+            "invalid_answers": rollout.invalid_answers,
             **rollout.means,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
@@ -310,7 +314,7 @@ class Trainer:
             self._checkpoint(phase, step)
 
     def _checkpoint(self, phase: str, step: int) -> None:
-        state = {"metrics_bytes": self.log.size(), "wall_s": self._wall()}
+        state = {"metrics_bytes": self.log.size(), "wall_s": self._wall(), "statistics": self.model.statistics}
         reference = self.model.reference_weights() if phase == "rl" and self._uses_reference() else None
         save_checkpoint(self.checkpoints, self.model, self.optimizer, phase, step, state, reference=reference)
 
@@ -325,7 +329,7 @@ class Trainer:
         version = self.config.environment.score_version
         result = evaluate_model(self.model, self.heldout_scenes, version=version, threads=self.threads)
         means = result.means()
-        self._write("eval", step, {"name": name, **means})
+        self._write("eval", step, {"name": name, **means, "invalid_answers": result.invalid_answers})
         log.info("held-out score %.3f (%s, %d updates)", means["score"], name, step)
         if keep:
             results = {name: result}
@@ -357,12 +361,13 @@ class Trainer:
                     if key.startswith(f"{name}_") and not key.endswith("_plans")
                 }
                 for name in RESULTS
+                if f"{name}_score" in arrays.files
             }
         summary = {
             "framework": self.config.framework,
             "env": self.config.environment.type,
             "seed": self.config.seed,
-            "heldout": {name: means[name].pop("score") for name in RESULTS},
+            "heldout": {name: values.pop("score") for name, values in means.items()},
             "subscores": means,
             "wall_s": round(self._wall(), 1),
             "versions": _versions() | {"score": self.config.environment.score_version},
