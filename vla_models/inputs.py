@@ -49,6 +49,8 @@ class VLASpec:
     """(height, width) to which each picture is brought."""
     history: int = 1
     """Frames per camera that it looks at (1: only the present)."""
+    controller: str = "pid"
+    """What turns its plans into steer, throttle and brake: "pid" (Bench2Drive's own) or "tracker" (``control``)."""
     has_value: bool = False
     """Whether ``evaluate_actions(values=True)`` and predictions give state values (PPO needs them)."""
 
