@@ -160,7 +160,8 @@ class TinyVLA(TinyPrompt):
         return VLAOutput(logits=self._logits(hidden), values=values, hidden=hidden)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return check_finite(cast(TokenHead, self.head).logits(hidden), f"{type(self).__name__}'s logits")
+        check_finite(hidden, "tiny_vla's hidden states")
+        return check_finite(cast(TokenHead, self.head).logits(hidden), "tiny_vla's logits")
 
     def _teacher_force(self, prefix: Prefix, steps: Tensor, speed: Tensor) -> Tensor:
         """Hidden states [U, G, n + 1, dim] after given steps [U, G, n], driven from speeds [U, G]."""

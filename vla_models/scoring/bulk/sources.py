@@ -26,7 +26,7 @@ import numpy.typing as npt
 from vla_models.errors import PlanError, SceneError
 from vla_models.scenes.neutral import parse_scene, read_scene
 from vla_models.scenes.scene import PLAN_STEPS, Scene
-from vla_models.scenes.store import FILE_NAME, SceneStore
+from vla_models.scenes.store import MANIFEST, SceneStore
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -119,8 +119,8 @@ class Job:
 def find_scenes(source: str | Path) -> list[SceneRef]:
     """The scenes that ``source`` (a file, a folder, a glob, a store) names, in order. Raises SceneError if there are none."""
     path = Path(source)
-    if path.is_dir() and (path / FILE_NAME).is_file():
-        path = path / FILE_NAME
+    if (path / MANIFEST).is_file():
+        return _in_store(path)
     if path.is_file():
         with path.open("rb") as file:
             stored = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
