@@ -1,13 +1,6 @@
 """``vla-models``: one module a group of commands. Everything heavy is imported inside the command that needs it."""
 
-<<<<<<< HEAD
-from vla_models.cli import installed, scenes, score, train
+from vla_models.cli import installed, make, scenes, score, train
 from vla_models.cli.app import app, main
 
-__all__ = ["app", "installed", "main", "scenes", "score", "train"]
-=======
-from vla_models.cli import installed, make, train
-from vla_models.cli.app import app, main
-
-__all__ = ["app", "installed", "main", "make", "train"]
->>>>>>> heads
+__all__ = ["app", "installed", "main", "make", "scenes", "score", "train"]
