@@ -40,7 +40,8 @@ def import_(
     cameras: Annotated[str, typer.Option(help="Which, by NavSim's names: cam_f0,cam_l0,cam_r0 …")] = "cam_f0",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size of the images in the store. [as they are]")] = None,
     maps: Annotated[
-        Path | None, typer.Option(help="nuPlan's maps: SOURCES may then be logs; needs an installed navsim.")
+        Path | None,
+        typer.Option(help="nuPlan's maps: SOURCES may be logs, and traffic may react to the ego; needs an installed navsim."),
     ] = None,
     scene_filter: Annotated[
         Path | None, typer.Option(help="navsim's YAML that says which frames of the logs are scenes.")
