@@ -73,7 +73,8 @@ def measure(folder: str, count: str) -> None:
     store = SceneStore.open(Path(folder))
     opened = time.thread_time() - begin
     assert len(store) == int(count)
-    wanted = [tokens(int(count))[k] for k in rng.integers(0, int(count), 2000)]
+    every = tokens(int(count))
+    wanted = [every[k] for k in rng.integers(0, len(every), 2000)]
     found = {"open_s": opened, "after_open": resident()}
     begin = time.thread_time()
     store.by_token(wanted[0])

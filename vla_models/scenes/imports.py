@@ -30,6 +30,7 @@ from vla_models.scenes.navsim_logs import Logs, attach_log
 from vla_models.scenes.neutral import read_scene
 from vla_models.scenes.scene import Scene
 from vla_models.scenes.store import MANIFEST, SceneStore, write_manifest, write_scenes
+from vla_models.workers import end_with_parent
 
 PLAN: Final = "plan.json"
 _SHARD_ITEMS: Final = 256
@@ -217,7 +218,7 @@ def _run(
             yield k, _make_shard(out, k, shards[k], options, skip_bad)
         return
     with ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+        pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         futures: dict[Future[list[BadFile]], int] = {
             pool.submit(_make_shard, out, k, shards[k], options, skip_bad): k for k in todo
