@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import vla_models
 from vla_models.scenes.neutral import read_scene
 from vla_models.scenes.store import write_scenes
 
@@ -84,7 +85,8 @@ def test_every_official_array_comes_out_of_the_command(run: Run, tmp_path: Path,
     provenance = json.loads(str(written["provenance"]))
     assert provenance["score"] == version
     assert provenance["definition"].startswith("NavSim v1.1" if version == "v1" else "NavSim v2.2")
-    assert len(provenance["source_sha256"]) == len(provenance["scorer_sha256"]) == 64
+    assert provenance["scorer"].startswith(f"vla_models.scoring.pdm {vla_models.__version__}+")
+    assert len(provenance["source_sha256"]) == len(provenance["proposals_sha256"]) == 64
 
 
 def test_an_unzipped_scene_and_single_precision_will_do(run: Run, tmp_path: Path, official) -> None:
@@ -151,9 +153,9 @@ def test_rows_of_a_folder(run: Run, folder: Path, official, ending: str) -> None
         with out.open() as file:
             listed = list(csv.DictReader(file))
         rows = {n: np.array([row[n] for row in listed]) for n in listed[0]}
-        provenance = {"package": listed[0]["package"], "score": listed[0]["score_version"]}
+        provenance = {"scorer": listed[0]["scorer"], "score": listed[0]["score_version"]}
     assert provenance["score"] == "v2"
-    assert provenance["package"].startswith("vla_models ")
+    assert provenance["scorer"].startswith("vla_models.scoring.pdm ")
     assert rows["token"].tolist() == [name for name in SCENES[:3] for _ in range(64)]
     assert rows["proposal"].astype(int).tolist() == list(range(64)) * 3
     for name in ("score", "nc", "dac", "ddc", "ep", "ttc", "tlc", "lk", "hc", "mult", "progress_raw", "nc_idx"):

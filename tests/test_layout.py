@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"heads", "model_registry"},
     {"models", "config_sections"},
     {"config"},
-    {"training", "frameworks"},
+    {"training", "frameworks", "leaderboard"},
     {"report", "doctor", "__init__"},
     {"cli"},
     {"__main__"},

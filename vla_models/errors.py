@@ -25,6 +25,10 @@ class SceneError(VLAModelsError, ValueError):
     """A scene, a map or a file with them cannot be used; the message names it."""
 
 
+class UnsafePickleError(SceneError):
+    """A pickle asks for something that no file of data needs; the message names file and class. Nothing of it was run."""
+
+
 class PlanError(VLAModelsError, ValueError):
     """A plan has the wrong shape or is not finite; the message names the rows."""
 

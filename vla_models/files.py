@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from pathlib import Path
 def cache_dir() -> Path:
     """Folder of what can be made again (lane graphs, generated scenes): ``$VLA_MODELS_CACHE`` or ``~/.cache/vla_models``."""
     return Path(os.environ.get("VLA_MODELS_CACHE") or Path.home() / ".cache" / "vla_models")
+
+
+def code_hash(files: Iterable[Path]) -> str:
+    """16 hex digits of the contents of source files: what was made by other code is not taken for ours."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

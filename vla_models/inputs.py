@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EGO_FEATURES: Final = ("speed", "acceleration", "lateral_acceleration", "steering", "yaw_rate")
 """Columns of an observation's ``ego`` [N, 5] and the keys of ``VLAInput.ego_state``: m/s, m/s², m/s², rad, rad/s."""
 
+INSTRUCTION: Final = "Drive safely to the destination"
+"""NavSim's task in words; the same for every scene (what differs is in ego, command and route)."""
+
 Image: TypeAlias = "str | Path | PIL.Image.Image | npt.NDArray[Any] | torch.Tensor"
 """One picture: a file, a PIL image, or an array [H, W, 3] / [H, W] (uint8, or float in 0…1)."""
 Images: TypeAlias = "Image | Sequence[Image] | Mapping[str, Image]"

@@ -11,9 +11,9 @@ from golden import visible_scenes
 from gymnasium.vector import AutoresetMode
 
 import vla_models.envs  # noqa: F401  # registers NavSim-v0
-from vla_models.envs.navsim import INSTRUCTION, NavSimEnv, check_plans, observe
+from vla_models.envs.navsim import NavSimEnv, check_plans, observe
 from vla_models.errors import ConfigError, PlanError, SceneError
-from vla_models.inputs import VLAInput
+from vla_models.inputs import INSTRUCTION, VLAInput
 from vla_models.scoring.pdm import score
 from vla_models.scoring.rewards import METRICS, Reward
 

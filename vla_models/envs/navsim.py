@@ -20,14 +20,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from vla_models.errors import ConfigError, PlanError, SceneError, did_you_mean
-from vla_models.inputs import EGO_FEATURES
+from vla_models.inputs import EGO_FEATURES, INSTRUCTION
 from vla_models.scenes.scene import COMMANDS, EGO_COLUMNS, PLAN_STEPS, Scene
 from vla_models.scoring.pdm import score
 from vla_models.scoring.pdm.score import Version
 from vla_models.scoring.rewards import METRICS, Reward
-
-INSTRUCTION: Final = "Drive safely to the destination"
-"""The task in words; the same for every scene (what differs is in ego, command and route)."""
 
 _EGO_SOURCE: Final = [EGO_COLUMNS.index(name) for name in ("vx", "ax", "ay", "steering", "yaw_rate")]
 """Where the columns of the observation ``ego`` (``EGO_FEATURES``) come from."""

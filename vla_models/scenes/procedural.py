@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vla_models.errors import SceneError, did_you_mean
-from vla_models.files import cache_dir
+from vla_models.files import cache_dir, code_hash
 from vla_models.scenes.cutting import cut_scene
 from vla_models.scenes.routes import road_net
 from vla_models.scenes.scene import Scene
@@ -209,10 +209,7 @@ def source_hash() -> str:
     root = Path(__file__).parent.parent
     files = [root / "geometry.py", *(root / "simulation").glob("*.py"), *(root / "render").glob("*.py")]
     files += [*(root / "scenes").glob("*.py"), *(root / "scoring" / "pdm").glob("*.py")]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    return code_hash(files)
 
 
 def store_path(spec: ProceduralSpec) -> Path:

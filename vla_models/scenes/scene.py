@@ -150,6 +150,9 @@ class Scene:
     """Where the scene lies (a CARLA town or a log name)."""
     kind: str = ""
     """What happens, for statistics ("turn_left", "lead_braking", …)."""
+    ego_history_us: npt.NDArray[np.int64] | None = None
+    """[H] microseconds of ``ego_history``'s rows relative to t = 0 where a log has them (its clock is off by a few, and the
+    official score then takes a sample more); None: exactly 0.5 s apart."""
     agent_paths: AgentPaths | None = None
     """What reactive traffic drives on, or None where it is not known (then only recorded traffic can be scored)."""
     time_us: int = 0

@@ -1,17 +1,20 @@
-"""Scenes on disk: one Arrow IPC file, memory-mapped, one row per scene.
+"""Scenes on disk: Arrow IPC files, memory-mapped, one row per scene; a store is one such file or a folder of them.
 
-Opening reads the footer only; a row's arrays are views into the file's pages, nothing is copied (the pages are mapped
-copy-on-write, so that a view counts as writable for compiled kernels although nobody writes). Each row carries a checksum,
-compared when the row is first read: a damaged file is an error that names it, never a wrong scene.
+Opening reads footers only; a row's arrays are views into the file's pages, nothing is copied (the pages are mapped
+copy-on-write, so that a view counts as writable for compiled kernels although nobody writes). Pages that were read are given
+back now and then, so that resident memory does not grow with the store. Each row carries a checksum, compared when the row is
+first read: a damaged file is an error that names it, never a wrong scene.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -23,14 +26,15 @@ from vla_models.errors import SceneError
 from vla_models.files import atomic_path
 from vla_models.scenes.scene import TRACK_STEPS, AgentPaths, Polygons, RedLights, Scene, Tracks
 
-SCHEMA_VERSION: Final = "vla_models.scenes/2"
+SCHEMA_VERSION: Final = "vla_models.scenes/3"
 """Changes whenever the columns do."""
-READABLE: Final = ("vla_models.scenes/1", SCHEMA_VERSION)
-"""Schemas that can be read: /1 has no ``agent_path`` columns."""
 BATCH_ROWS: Final = 256
 BATCH_BYTES: Final = 64 << 20
 """A record batch ends after so many scenes or bytes, whichever comes first."""
-FILE_NAME: Final = "scenes.arrow"
+MANIFEST: Final = "store.json"
+"""In a folder of files: their names and the provenance; written last, so that a folder without it is not finished."""
+RESIDENT_BYTES: Final = 256 << 20
+"""After so many bytes were handed out, the pages that hold them leave resident memory (they stay in the page cache)."""
 
 _STRINGS: Final = ("token", "town", "kind")
 _LISTS: Final = ("polygon_ids", "track_ids", "image_names")
@@ -49,6 +53,7 @@ _ARRAYS: Final[dict[str, _Column]] = {
     "scalars": _Column("f8"),  # origin x, y, speed limit, command, time_us (whole numbers up to 2^53 are exact)
     "ego": _Column("f8"),
     "ego_history": _Column("f8", (11,), optional=True),
+    "ego_history_us": _Column("i8", optional=True),
     "centerline": _Column("f8", (3,)),
     "polygon_vertices": _Column("f8", (2,)),
     "polygon_offsets": _Column("i8"),
@@ -96,6 +101,7 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
         "scalars": np.array([*scene.origin, scene.speed_limit, scene.command, scene.time_us]),
         "ego": scene.ego,
         "ego_history": scene.ego_history,
+        "ego_history_us": scene.ego_history_us,
         "centerline": scene.centerline,
         "polygon_vertices": scene.polygons.vertices,
         "polygon_offsets": scene.polygons.offsets,
@@ -126,13 +132,18 @@ def _arrays(scene: Scene) -> dict[str, npt.NDArray[Any] | None]:
     return out
 
 
-def _checksum(arrays: Iterable[npt.NDArray[Any] | None]) -> int:
-    """CRC-32 of all arrays of a row."""
-    value = 0
+def _checksum(arrays: Iterable[npt.NDArray[Any] | None], texts: Iterable[str]) -> int:
+    """CRC-32 of all arrays and texts of a row."""
+    value = zlib.crc32("\0".join(texts).encode())
     for array in arrays:
         if array is not None and array.size:
             value = zlib.crc32(array.data, value)
     return value
+
+
+def _texts(scene: Scene) -> list[str]:
+    """All strings of a row, in the order of its columns."""
+    return [scene.token, scene.town, scene.kind, *scene.polygons.ids, *scene.tracks.ids, *scene.images]
 
 
 def _batch(rows: list[tuple[Scene, dict[str, npt.NDArray[Any] | None]]], schema: pa.Schema) -> pa.RecordBatch:
@@ -148,7 +159,7 @@ def _batch(rows: list[tuple[Scene, dict[str, npt.NDArray[Any] | None]]], schema:
         mask = pa.array([part is None for part in parts]) if column.optional else None
         flat = pa.array(values, _ARROW[column.dtype], from_pandas=False)  # NaN stays NaN
         columns.append(pa.LargeListArray.from_arrays(pa.array(offsets), flat, mask=mask))
-    columns.append(pa.array([_checksum(arrays.values()) for _, arrays in rows], pa.uint32()))
+    columns.append(pa.array([_checksum(arrays.values(), _texts(scene)) for scene, arrays in rows], pa.uint32()))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -194,17 +205,17 @@ class _File:
         except (pa.ArrowException, ValueError, OSError) as error:
             raise SceneError(f"{path} is not a scene file, or is cut short ({error}); delete it and make it again") from error
         found = metadata.get(b"schema", b"unknown").decode(errors="replace")
-        if found not in READABLE:
+        if found != SCHEMA_VERSION:
             raise SceneError(f"{path} has schema {found!r}, this version reads {SCHEMA_VERSION!r}; delete it and make it again")
         self.provenance: dict[str, str] = json.loads(metadata.get(b"provenance", b"{}"))
         self.base = pa.py_buffer(self.map).address
         self.batches: list[dict[str, Any] | None] = [None] * self.reader.num_record_batches
-        self.checked: set[int] = set()
         try:
             counts = [self.reader.get_batch(k).num_rows for k in range(self.reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
             raise self.damaged(str(error)) from error
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.checked = bytearray(int(self.starts[-1]))
 
     def damaged(self, what: str) -> SceneError:
         return SceneError(f"{self.path} is damaged ({what}); delete it and make it again")
@@ -227,10 +238,6 @@ class _File:
             raise self.damaged(str(error)) from error
         columns: dict[str, Any] = {name: batch.column(name) for name in (*_STRINGS, *_LISTS)}
         for name, column in _ARRAYS.items():
-            if column.optional and name not in batch.schema.names:  # an older schema: absent throughout
-                nothing = np.zeros(batch.num_rows + 1, dtype=np.int64)
-                columns[name] = (nothing, self._view(None, column.dtype), np.zeros(batch.num_rows, dtype=np.bool_))
-                continue
             array = batch.column(name)
             _, offsets, _, values = array.buffers()
             valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
@@ -239,23 +246,81 @@ class _File:
         self.batches[k] = columns
         return columns
 
-    def scene(self, row: int) -> Scene:
+    def scene(self, row: int) -> tuple[Scene, int]:
+        """Scene ``row`` and the bytes that its arrays have."""
         k = int(np.searchsorted(self.starts, row, side="right")) - 1
         columns, i = self.batch(k), row - int(self.starts[k])
         flat: dict[str, npt.NDArray[Any] | None] = {}
         for name in _ARRAYS:
             offsets, values, valid = columns[name]
             flat[name] = values[offsets[i] : offsets[i + 1]] if valid is None or valid[i] else None
-        if row not in self.checked:
-            if _checksum(flat.values()) != int(columns["checksum"][i]):
-                raise self.damaged(f"scene {row} does not match its checksum")
-            self.checked.add(row)
         try:
-            a = {n: None if v is None else v.reshape(-1, *_ARRAYS[n].tail) for n, v in flat.items()}
             text = {name: columns[name][i].as_py() for name in (*_STRINGS, *_LISTS)}
-        except ValueError as error:
+            if not self.checked[row]:
+                texts = [*(text[name] for name in _STRINGS), *(part for name in _LISTS for part in text[name])]
+                if _checksum(flat.values(), texts) != int(columns["checksum"][i]):
+                    raise self.damaged(f"scene {row} does not match its checksum")
+                self.checked[row] = 1
+            a = {n: None if v is None else v.reshape(-1, *_ARRAYS[n].tail) for n, v in flat.items()}
+        except (UnicodeDecodeError, TypeError) as error:
             raise self.damaged(f"scene {row}: {error}") from error
-        return _scene(a, text)
+        return _scene(a, text), sum(v.nbytes for v in flat.values() if v is not None)
+
+    def column(self, name: str) -> list[Any]:
+        """A string column or the checksums, of all rows."""
+        found = (self.batch(k)[name] for k in range(len(self.batches)))
+        return [value for part in found for value in (part.tolist() if name == "checksum" else part.to_pylist())]
+
+
+class _Files:
+    """The files of a store, one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            names, self.provenance = read_manifest(path)
+            self.files = [_File(path / name) for name in names]
+        else:
+            self.files = [_File(path)]
+            self.provenance = self.files[0].provenance
+        self.starts = np.cumsum([0, *(int(file.starts[-1]) for file in self.files)])
+        self.handed_out = 0
+
+    def scene(self, row: int) -> Scene:
+        f = int(np.searchsorted(self.starts, row, side="right")) - 1
+        scene, size = self.files[f].scene(row - int(self.starts[f]))
+        self.handed_out += size
+        if self.handed_out > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.handed_out = 0
+            for file in self.files:
+                file.map.madvise(mmap.MADV_DONTNEED)  # nobody wrote: the next access reads the file again
+        return scene
+
+    def column(self, name: str) -> list[Any]:
+        return [value for file in self.files for value in file.column(name)]
+
+
+def read_manifest(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """File names and provenance of a store that is a folder."""
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return [str(name) for name in data["files"]], {str(k): str(v) for k, v in data["provenance"].items()}
+    except FileNotFoundError:
+        raise SceneError(
+            f"{folder} is no finished scene store: it has no {MANIFEST}. If an import was interrupted, run it again as it was: "
+            "vla-models scenes import … --out " + str(folder)
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SceneError(f"{path} is damaged ({error})") from error
+
+
+def write_manifest(folder: Path, files: Sequence[str], provenance: Mapping[str, str]) -> SceneStore:
+    """Make a store of a folder's scene files, in this order, and open it."""
+    text = json.dumps({"files": list(files), "provenance": dict(provenance)}, indent=2, sort_keys=True)
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return SceneStore.open(folder)
 
 
 def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
@@ -269,6 +334,7 @@ def _scene(a: dict[str, Any], text: dict[str, Any]) -> Scene:
         origin=a["scalars"][:2],
         ego=a["ego"],
         ego_history=a["ego_history"],
+        ego_history_us=a["ego_history_us"],
         centerline=a["centerline"],
         speed_limit=float(a["scalars"][2]),
         polygons=Polygons(
@@ -302,66 +368,88 @@ def _agent_paths(a: dict[str, Any]) -> AgentPaths | None:
 
 
 class SceneStore(Sequence[Scene]):
-    """A sequence of scenes in a file. A slice, or ``select``, is a store over the same file.
+    """A sequence of scenes in a file or a folder of files. A slice, or ``select``, is a store over the same files.
 
     ``store[i]`` builds the scene anew each time, in well under a millisecond, from views into the file. It can be pickled
     (the path travels, not the scenes) and read from many processes at once.
     """
 
-    def __init__(self, file: _File, rows: npt.NDArray[np.int64]) -> None:
-        self._file = file
+    def __init__(self, files: _Files, rows: npt.NDArray[np.int64]) -> None:
+        self._files = files
         self._rows = rows
-        self._tokens: tuple[str, ...] | None = None
-        self._by_token: dict[str, int] = {}
+        self._index: tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]] | None = None
 
     @classmethod
     def open(cls, path: Path) -> SceneStore:
-        """Open a file that ``write_scenes`` made. Raises ``SceneError`` if it is missing, damaged or of another version."""
-        file = _File(Path(path))
-        return cls(file, np.arange(int(file.starts[-1])))
+        """Open what ``write_scenes`` or an import made. Raises ``SceneError`` if it is missing, unfinished, damaged or of
+        another version."""
+        files = _Files(Path(path))
+        return cls(files, np.arange(int(files.starts[-1])))
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self._file.path
+        """The file or folder."""
+        return self._files.path
 
     @property
     def provenance(self) -> dict[str, str]:
         """Where the scenes come from, as given when they were written."""
-        return self._file.provenance
+        return self._files.provenance
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """Tokens of all scenes, in order."""
-        if self._tokens is None:
-            self._tokens = tuple(self._text("token"))
-        return self._tokens
+        return tuple(self._column("token"))
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of all scenes, in order."""
-        return tuple(self._text("kind"))
+        return tuple(self._column("kind"))
 
     def checksums(self) -> npt.NDArray[np.uint32]:
-        """[S] CRC-32 of each scene's arrays, in order: equal scenes have equal ones."""
-        every = [self._file.batch(k)["checksum"] for k in range(len(self._file.batches))]
-        return np.concatenate(every)[self._rows] if every else np.zeros(0, np.uint32)
+        """[S] CRC-32 of each scene's content, in order: equal scenes have equal ones."""
+        return np.array(self._column("checksum"), dtype=np.uint32)
 
-    def _text(self, name: str) -> list[str]:
-        every = [value for k in range(len(self._file.batches)) for value in self._file.batch(k)[name].to_pylist()]
-        return [every[row] for row in self._rows]
+    @property
+    def towns(self) -> tuple[str, ...]:
+        """Towns of all scenes, in order."""
+        return tuple(self._column("town"))
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits that name what is in the scenes (tokens and contents, in order), for stamping results. It does not
+        depend on the path, on how the scenes are split into files, or on the provenance."""
+        digest = hashlib.sha256(SCHEMA_VERSION.encode())
+        for token, checksum in zip(self._column("token"), self._column("checksum"), strict=True):
+            digest.update(f"{token}\0{checksum}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _column(self, name: str) -> list[Any]:
+        every = self._files.column(name)
+        return every if len(self) == len(every) and self._is_whole() else [every[row] for row in self._rows]
+
+    def _is_whole(self) -> bool:
+        return bool((self._rows == np.arange(len(self._rows))).all())
+
+    def row_of(self, token: str) -> int:
+        """Position of the scene with this token; ``SceneError`` if there is none."""
+        if self._index is None:
+            names = np.array([name.encode() for name in self._column("token")] or [b""])
+            order = np.argsort(names, kind="stable")
+            self._index = names[order], order
+        names, order = self._index
+        at = int(np.searchsorted(names, token.encode()))
+        if not len(self) or at == len(names) or names[at] != token.encode():
+            raise SceneError(f"{self.path} has no scene {token!r} among its {len(self)}")
+        return int(order[at])
 
     def by_token(self, token: str) -> Scene:
         """The scene with this token; ``SceneError`` if there is none."""
-        if not self._by_token:
-            self._by_token = {name: k for k, name in enumerate(self.tokens)}
-        if token not in self._by_token:
-            raise SceneError(f"{self.path} has no scene {token!r} among its {len(self)}")
-        return self[self._by_token[token]]
+        return self[self.row_of(token)]
 
     def select(self, rows: npt.ArrayLike) -> SceneStore:
         """The scenes at the given positions, as a store."""
-        return SceneStore(self._file, self._rows[np.asarray(rows, dtype=np.int64)])
+        return SceneStore(self._files, self._rows[np.asarray(rows, dtype=np.int64)])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -372,13 +460,13 @@ class SceneStore(Sequence[Scene]):
     def __getitem__(self, index: slice) -> SceneStore: ...
     def __getitem__(self, index: int | slice) -> Scene | SceneStore:
         if isinstance(index, slice):
-            return SceneStore(self._file, self._rows[index])
+            return SceneStore(self._files, self._rows[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        return self._file.scene(int(self._rows[index]))
+        return self._files.scene(int(self._rows[index]))
 
     def __iter__(self) -> Iterator[Scene]:
-        return (self._file.scene(int(row)) for row in self._rows)
+        return (self._files.scene(int(row)) for row in self._rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._rows)
@@ -389,4 +477,4 @@ class SceneStore(Sequence[Scene]):
 
 def _reopen(path: Path, rows: npt.NDArray[np.int64]) -> SceneStore:
     """Unpickle: open the file again."""
-    return SceneStore(_File(path), rows)
+    return SceneStore(_Files(path), rows)

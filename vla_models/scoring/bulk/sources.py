@@ -1,6 +1,6 @@
 """What is to be scored: scenes and proposals on disk, matched, without reading them all into memory.
 
-Scenes are ``pdm-scene/1`` files (one, a folder of them, a glob) or a scene store. Proposals are
+Scenes are ``pdm-scene/1`` files (one, a folder of them, a glob) or a scene store (a file or a folder). Proposals are
 
 - one ``.npy`` [N, 8, 3] for every scene, or [S, N, 8, 3] in the scenes' order (file names sorted; a store's own order);
 - one ``.npz`` with ``proposals`` [N, 8, 3] for every scene, with ``tokens`` [S] and ``proposals`` [S, N, 8, 3], or with one
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from vla_models.errors import PlanError, SceneError
 from vla_models.scenes.neutral import parse_scene, read_scene
 from vla_models.scenes.scene import PLAN_STEPS, Scene
-from vla_models.scenes.store import FILE_NAME, SceneStore
+from vla_models.scenes.store import MANIFEST, SceneStore
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -119,8 +119,8 @@ class Job:
 def find_scenes(source: str | Path) -> list[SceneRef]:
     """The scenes that ``source`` (a file, a folder, a glob, a store) names, in order. Raises SceneError if there are none."""
     path = Path(source)
-    if path.is_dir() and (path / FILE_NAME).is_file():
-        path = path / FILE_NAME
+    if (path / MANIFEST).is_file():
+        return _in_store(path)
     if path.is_file():
         with path.open("rb") as file:
             stored = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC

@@ -79,19 +79,19 @@ def operators(version: int, samples: int) -> FloatArray:
     return np.ascontiguousarray(np.stack([savgol(samples, min(w, samples), o, d).T for w, o, d in windows]))
 
 
-def past_states(history: FloatArray) -> FloatArray:
-    """The states that v2 puts before the driven ones: ``history`` [H, 11] (0.5 s apart, current last) at 0.1 s, [5H - 6, 11].
+def past_states(history: FloatArray, at_us: npt.NDArray[np.int64] | None = None) -> FloatArray:
+    """The states that v2 puts before the driven ones: ``history`` [H, 11] (current last) every 0.1 s from its first row on.
 
-    The official code leaves out the sample at -0.1 s as well as the current one, and later treats the 0.2 s gap as 0.1 s.
-    Only what an interpolated ego state carries over is kept: steering rate and yaw motion are zero.
+    ``at_us`` [H] are its rows' times in microseconds; None: 0.5 s apart. The official code leaves out the last sample before
+    the current state (with exact times the one at -0.1 s, where the clock is a little late another one), and later treats the
+    gap as 0.1 s. Only what an interpolated ego state carries over is kept: steering rate and yaw motion are zero.
     """
-    count = (len(history) - 1) * (_HISTORY_DT_US // _STEP_US) - 1
-    at = np.arange(count) * (_STEP_US / _HISTORY_DT_US)
-    row = np.arange(len(history), dtype=np.float64)
-    out = np.zeros((count, history.shape[1]))
+    knots = _HISTORY_DT_US * np.arange(1 - len(history), 1) if at_us is None else at_us
+    samples = np.arange(knots[0], knots[-1], _STEP_US)[:-1]
+    out = np.zeros((len(samples), history.shape[1]))
     for j in (0, 1, 3, 4, 5, 6, 7):
-        out[:, j] = np.interp(at, row, history[:, j])
-    out[:, 2] = (np.interp(at, row, np.unwrap(history[:, 2])) + np.pi) % (2.0 * np.pi) - np.pi
+        out[:, j] = np.interp(samples, knots, history[:, j])
+    out[:, 2] = (np.interp(samples, knots, np.unwrap(history[:, 2])) + np.pi) % (2.0 * np.pi) - np.pi
     return out
 
 

@@ -82,7 +82,7 @@ def prepare(scene: Scene) -> PreparedScene:
         interval=interval,
         fraction=fraction,
         reference_poses=poses[None],
-        past=None if scene.ego_history is None else past_states(scene.ego_history),
+        past=None if scene.ego_history is None else past_states(scene.ego_history, scene.ego_history_us),
         agents=prepare_agents(scene.tracks, scene.ego),
         areas=prepare_areas(scene),
         red_areas=prepare_red_areas(scene),
