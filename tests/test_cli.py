@@ -15,27 +15,8 @@ import pytest
 
 import vla_models.training.launch
 from vla_models import VLAConfig, cli, create_model
-from vla_models.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``vla-models …`` in this process -> exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vla-models", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -65,7 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[VLAC
 def test_help_names_every_command_and_is_quick() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run([sys.executable, "-m", "vla_models", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in result.stdout for command in ("train", "eval", "list", "doctor", "--version"))
+    assert all(command in result.stdout for command in ("train", "eval", "score", "list", "doctor", "--version"))
     assert "vla-models doctor" in result.stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0, "CPU seconds; 0.4 where it was written"

@@ -49,6 +49,14 @@ class MissingDependency(VLAModelsError, ImportError):
     """An optional package is not installed; the message has the command that installs it."""
 
 
+class OutputError(VLAModelsError, OSError):
+    """Results cannot be written where they should go; the message has the path."""
+
+
+class WorkerError(VLAModelsError, RuntimeError):
+    """Worker processes, or the machines that should do the work, fail again and again."""
+
+
 class DivergenceError(VLAModelsError, ArithmeticError):
     """Training has produced a number that is not finite, or probabilities that do not replay; the message has the step."""
 

@@ -181,6 +181,6 @@ def test_other_faults_of_scenes_are_named(scenes, plans, change, message):
 
 def test_the_result_has_the_official_names(scenes, plans):
     shared = {"nc", "dac", "ddc", "ep", "ttc", "mult", "score", "progress_raw", "ref_progress_raw", "ref_mult", "nc_idx"}
-    shared |= {"ttc_idx", "valid"}
+    shared |= {"ttc_idx", "valid", "reverse"}
     assert set(score(scenes, plans).arrays()) == shared | {"comfort"}
     assert set(score(scenes, plans, "v2", states=True).arrays()) == shared | {"hc", "tlc", "lk", "states", "ego_areas"}

@@ -98,8 +98,7 @@ def draw_scene(
         ax = Figure(figsize=(5.0, 5.0), layout="constrained").add_subplot()
 
     def up(points: FloatArray) -> FloatArray:
-        """Scene frame -> page."""
-        return _page(to_frame(points[:, :2], ego))
+        return on_page(points, ego)
 
     box = ax.get_window_extent()
     width = extent * box.width / box.height
@@ -167,6 +166,11 @@ def draw_scene(
         shown = ax.legend(loc="lower right", fontsize=8, framealpha=0.92, edgecolor="none", handlelength=1.6, borderpad=0.5)
         shown.set_zorder(20)
     return ax
+
+
+def on_page(points: FloatArray, ego: FloatArray) -> FloatArray:
+    """Points [n, >=2] in the scene's frame -> coordinates [n, 2] of the axes that ``draw_scene`` returns."""
+    return _page(to_frame(points[:, :2], ego[:3]))
 
 
 def _page(points: FloatArray) -> FloatArray:

@@ -88,6 +88,11 @@ def read_scene(path: str | Path) -> Scene:
         raise SceneError(f"scene file {path} does not exist") from None
     except OSError as error:
         raise SceneError(f"scene file {path} cannot be read: {error}") from error
+    return parse_scene(raw, path)
+
+
+def parse_scene(raw: bytes, path: Path) -> Scene:
+    """The scene in the bytes ``raw`` of a file; ``path`` names it in errors. See ``read_scene``."""
     try:
         data = json.loads(gzip.decompress(raw) if raw[:2] == _GZIP_MAGIC else raw)
     except (OSError, EOFError, ValueError) as error:  # ValueError covers JSON and UTF-8 errors; zlib's are below

@@ -406,6 +406,10 @@ class SceneStore(Sequence[Scene]):
         """Kinds of all scenes, in order."""
         return tuple(self._column("kind"))
 
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """[S] CRC-32 of each scene's content, in order: equal scenes have equal ones."""
+        return np.array(self._column("checksum"), dtype=np.uint32)
+
     @property
     def towns(self) -> tuple[str, ...]:
         """Towns of all scenes, in order."""

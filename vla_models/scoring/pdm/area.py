@@ -252,6 +252,15 @@ def inside(
     return found
 
 
+@numba.njit(cache=True, error_model="numpy")
+def ego_corners(x: float, y: float, c: float, s: float, xs: FloatArray, ys: FloatArray) -> None:
+    """Corners of the ego box at (x, y) with direction (c, s), into ``xs[:4]``, ``ys[:4]``, in the order of ``CORNERS``."""
+    lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
+    xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx
+    ys[0], ys[1], ys[2], ys[3] = y + ly + wy, y - ly + wy, y - ly - wy, y + ly - wy
+
+
+CORNERS: Final = ("front left", "rear left", "rear right", "front right")
 _CORNERS: Final = 0b001111
 _CENTER: Final = 0b010000
 _REAR_AXLE: Final = 0b100000
@@ -285,9 +294,7 @@ def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.ND
                     near[count] = p
                     count += 1
             x, y, c, s = boxes[n, t, BOX_X], boxes[n, t, BOX_Y], boxes[n, t, BOX_COS], boxes[n, t, BOX_SIN]
-            lx, ly, wx, wy = HALF_LENGTH * c, HALF_LENGTH * s, -HALF_WIDTH * s, HALF_WIDTH * c
-            xs[0], xs[1], xs[2], xs[3] = x + lx + wx, x - lx + wx, x - lx - wx, x + lx - wx
-            ys[0], ys[1], ys[2], ys[3] = y + ly + wy, y - ly + wy, y - ly - wy, y + ly - wy
+            ego_corners(x, y, c, s, xs, ys)
             xs[4], ys[4], xs[5], ys[5] = x, y, states[n, t, 0], states[n, t, 1]
             covered = 0  # corners on drivable ground
             touched_lanes = 0
@@ -332,29 +339,39 @@ def area_kernel(states: FloatArray, boxes: FloatArray, areas: Areas, out: npt.ND
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def compliance_kernel(
-    boxes: FloatArray, flags: npt.NDArray[np.uint8], version: int, drivable: FloatArray, direction: FloatArray
+def wrong_way_kernel(
+    boxes: FloatArray, flags: npt.NDArray[np.uint8], n: int, version: int, metres: FloatArray, recent: FloatArray
 ) -> None:
-    """DAC ``drivable`` [N] in {0, 1} and DDC ``direction`` [N] in {0, 1/2, 1} from the areas [N, 41].
+    """Plan n's ``metres`` [41] against the driving direction in each step, and ``recent`` [41]: those of the last second.
 
     Version 2 does not count metres whose end lies in an intersection.
     """
-    against = np.empty(STEPS)
+    metres[0] = 0.0
+    for t in range(STEPS):
+        if t > 0:
+            counts = (flags[n, t] & ONCOMING) != 0 and (version == 1 or (flags[n, t] & CENTER_IN_INTERSECTION) == 0)
+            dx, dy = boxes[n, t, BOX_X] - boxes[n, t - 1, BOX_X], boxes[n, t, BOX_Y] - boxes[n, t - 1, BOX_Y]
+            metres[t] = np.sqrt(dx * dx + dy * dy) if counts else 0.0
+        recent[t] = 0.0
+        for k in range(max(0, t - _DDC_STEPS), t + 1):
+            recent[t] += metres[k]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def compliance_kernel(
+    boxes: FloatArray, flags: npt.NDArray[np.uint8], version: int, drivable: FloatArray, direction: FloatArray
+) -> None:
+    """DAC ``drivable`` [N] in {0, 1} and DDC ``direction`` [N] in {0, 1/2, 1} from the areas [N, 41]."""
+    metres, recent = np.empty(STEPS), np.empty(STEPS)
     for n in range(boxes.shape[0]):
         drivable[n] = 1.0
-        worst = 0.0
-        against[0] = 0.0
         for t in range(STEPS):
             if flags[n, t] & NON_DRIVABLE:
                 drivable[n] = 0.0
-            if t > 0:
-                counts = (flags[n, t] & ONCOMING) != 0 and (version == 1 or (flags[n, t] & CENTER_IN_INTERSECTION) == 0)
-                dx, dy = boxes[n, t, BOX_X] - boxes[n, t - 1, BOX_X], boxes[n, t, BOX_Y] - boxes[n, t - 1, BOX_Y]
-                against[t] = np.sqrt(dx * dx + dy * dy) if counts else 0.0
-            total = 0.0
-            for k in range(max(0, t - _DDC_STEPS), t + 1):
-                total += against[k]
-            worst = max(worst, total)
+        wrong_way_kernel(boxes, flags, n, version, metres, recent)
+        worst = 0.0
+        for t in range(STEPS):
+            worst = max(worst, recent[t])
         direction[n] = 1.0 if worst < _DDC_COMPLIANT else (0.5 if worst < _DDC_VIOLATION else 0.0)
 
 

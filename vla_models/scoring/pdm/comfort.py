@@ -38,6 +38,18 @@ _STEP_US: Final = 100_000
 
 _ACCELERATION, _SMOOTHED, _JERK, _YAW_RATE, _YAW_ACCELERATION = range(5)
 
+COMFORT_QUANTITIES: Final = (
+    "longitudinal acceleration", "longitudinal jerk", "lateral acceleration", "jerk", "yaw rate", "yaw acceleration",
+)  # fmt: skip
+"""What comfort bounds, in the order in which it is looked at (m/s^2, m/s^3, rad/s, rad/s^2)."""
+_LON_ACCELERATION, _LON_JERK, _LAT_ACCELERATION, _WHOLE_JERK, _TURNING, _TURNING_MORE = range(6)
+COMFORT_BOUNDS: Final = np.array([
+    [_MIN_LON_ACCELERATION, _MAX_LON_ACCELERATION], [-_MAX_LON_JERK, _MAX_LON_JERK],
+    [-_MAX_LAT_ACCELERATION, _MAX_LAT_ACCELERATION], [-_MAX_JERK, _MAX_JERK],
+    [-_MAX_YAW_RATE, _MAX_YAW_RATE], [-_MAX_YAW_ACCELERATION, _MAX_YAW_ACCELERATION],
+])  # fmt: skip
+"""[6, 2] what each must stay between."""
+
 
 def savgol(samples: int, window: int, order: int, derivative: int) -> FloatArray:
     """Matrix [samples, samples] of SciPy's ``savgol_filter(..., mode="interp")`` for samples 0.1 s apart."""
@@ -116,47 +128,50 @@ def _turned(headings: FloatArray, out: FloatArray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def comfort_quantity_kernel(
+    kind: int, driven: FloatArray, past: FloatArray, operator: FloatArray, lever: float, column: FloatArray,
+    smooth: FloatArray, out: FloatArray,
+) -> None:  # fmt: skip
+    """One of ``COMFORT_QUANTITIES`` (``kind`` is its index) over ``past`` [B, 11] and one ``driven`` plan [41, 11].
+
+    ``out`` [B + 41] is written, ``column`` and ``smooth`` [B + 41] are overwritten; ``lever`` as in ``comfort_kernel``.
+    """
+    before = past.shape[0]
+    for t in range(before + STEPS):
+        s = past[t] if t < before else driven[t - before]
+        if kind in (_LON_ACCELERATION, _LON_JERK):
+            column[t] = s[5] + lever * (s[9] * s[9]) + lever * s[10]
+        elif kind == _LAT_ACCELERATION:
+            column[t] = s[6]
+        elif kind == _WHOLE_JERK:
+            column[t] = np.hypot(s[5], s[6])
+        else:
+            smooth[t] = s[2]
+    if kind in (_LON_ACCELERATION, _LAT_ACCELERATION):
+        _apply(operator[_ACCELERATION], column, out)
+    elif kind in (_LON_JERK, _WHOLE_JERK):
+        _apply(operator[_SMOOTHED], column, smooth)
+        _apply(operator[_JERK], smooth, out)
+    else:
+        _turned(smooth, column)
+        _apply(operator[_YAW_RATE if kind == _TURNING else _YAW_ACCELERATION], column, out)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def comfort_kernel(states: FloatArray, past: FloatArray, operator: FloatArray, lever: float, score: FloatArray) -> None:
     """C (``past`` [0, 11], ``lever`` 0) or HC (``past`` [B, 11], ``lever`` rear axle to centre) of N driven plans, {0, 1}.
 
     ``lever`` moves longitudinal acceleration to the box centre; both yaw terms add along x (the official code's own way).
     """
-    before = past.shape[0]
-    samples = before + STEPS
+    samples = past.shape[0] + STEPS
     column, smooth, out = np.empty(samples), np.empty(samples), np.empty(samples)
     for n in range(states.shape[0]):
-        score[n] = 0.0
-        for t in range(samples):
-            s = past[t] if t < before else states[n, t - before]
-            column[t] = s[5] + lever * (s[9] * s[9]) + lever * s[10]
-        _apply(operator[_ACCELERATION], column, out)
-        if not _bounded(out, _MIN_LON_ACCELERATION, _MAX_LON_ACCELERATION):
-            continue
-        _apply(operator[_SMOOTHED], column, smooth)
-        _apply(operator[_JERK], smooth, out)
-        if not _bounded(out, -_MAX_LON_JERK, _MAX_LON_JERK):
-            continue
-        for t in range(samples):
-            column[t] = past[t, 6] if t < before else states[n, t - before, 6]
-        _apply(operator[_ACCELERATION], column, out)
-        if not _bounded(out, -_MAX_LAT_ACCELERATION, _MAX_LAT_ACCELERATION):
-            continue
-        for t in range(samples):
-            s = past[t] if t < before else states[n, t - before]
-            column[t] = np.hypot(s[5], s[6])
-        _apply(operator[_SMOOTHED], column, smooth)
-        _apply(operator[_JERK], smooth, out)
-        if not _bounded(out, -_MAX_JERK, _MAX_JERK):
-            continue
-        for t in range(samples):
-            smooth[t] = past[t, 2] if t < before else states[n, t - before, 2]
-        _turned(smooth, column)
-        _apply(operator[_YAW_RATE], column, out)
-        if not _bounded(out, -_MAX_YAW_RATE, _MAX_YAW_RATE):
-            continue
-        _apply(operator[_YAW_ACCELERATION], column, out)
-        if _bounded(out, -_MAX_YAW_ACCELERATION, _MAX_YAW_ACCELERATION):
-            score[n] = 1.0
+        score[n] = 1.0
+        for kind in range(COMFORT_BOUNDS.shape[0]):
+            comfort_quantity_kernel(kind, states[n], past, operator, lever, column, smooth, out)
+            if not _bounded(out, COMFORT_BOUNDS[kind, 0], COMFORT_BOUNDS[kind, 1]):
+                score[n] = 0.0
+                break
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

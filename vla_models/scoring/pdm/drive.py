@@ -42,6 +42,8 @@ class Scratch:
         self.flags = np.empty((plans, STEPS), np.uint8)
         self.status = np.zeros(plans, np.int64)
         """Per plan: 0, or why its traffic could not be simulated (``react.STUCK``)."""
+        self.agents: Agents | None = None
+        """The traffic that the last plan met."""
 
 
 class _Reference:
@@ -98,7 +100,7 @@ def rate_plans(
     scene: PreparedScene, plans: FloatArray, version: Version, traffic: Traffic, scratch: Scratch, table: FloatArray,
     ref_mult: FloatArray,
 ) -> tuple[float, float]:  # fmt: skip
-    """Drive and rate plans [N, 8, 3]: all rows of ``table`` [13, N] but the last two, and the reference's multiplicative
+    """Drive and rate plans [N, 8, 3]: all rows of ``table`` [14, N] but the last two, and the reference's multiplicative
     product ``ref_mult`` [N] in each plan's traffic; returns its progress (m) and its product in traffic that does not react.
 
     Raises SceneError where the scene lacks what the traffic needs. Plans whose ``scratch.status`` is not 0 are not rated.
@@ -113,10 +115,12 @@ def rate_plans(
         scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
     )  # fmt: skip
     ref_mult[:] = reference.mult
+    scratch.agents = agents
     if rails is not None:
         reacting = agents._replace(
             boxes=np.empty_like(agents.boxes), extents=agents.extents.copy(), overlapping=np.zeros_like(agents.overlapping)
         )
+        scratch.agents = reacting
         other = reference.scratch
         reactive_kernel(
             scratch.states, scratch.boxes, scratch.flags, other.states, other.boxes, other.flags, agents.boxes,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.scenes.scene import Scene
-from vla_models.scoring.pdm.collide import BOX_X, BOX_Y, CENTER_IN_INTERSECTION
+from vla_models.scoring.pdm.collide import BOX_COS, BOX_SIN, BOX_X, BOX_Y, CENTER_IN_INTERSECTION
 from vla_models.scoring.pdm.track import STEPS
 
 FloatArray = npt.NDArray[np.float64]
@@ -71,6 +71,16 @@ def progress_kernel(boxes: FloatArray, line: Line, out: FloatArray) -> None:
     start = locate(line, boxes[0, 0, BOX_X], boxes[0, 0, BOX_Y])  # all plans start at the same state
     for n in range(boxes.shape[0]):
         out[n] = max(0.0, locate(line, boxes[n, STEPS - 1, BOX_X], boxes[n, STEPS - 1, BOX_Y]) - start)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def reverse_kernel(states: FloatArray, boxes: FloatArray, out: FloatArray) -> None:
+    """Metres ``out`` [N] >= 0 that the rear axle moves backwards in N driven plans. No part of the score: a warning sign."""
+    for n in range(states.shape[0]):
+        out[n] = 0.0
+        for t in range(1, STEPS):
+            dx, dy = states[n, t, 0] - states[n, t - 1, 0], states[n, t, 1] - states[n, t - 1, 1]
+            out[n] += max(0.0, -dx * boxes[n, t - 1, BOX_COS] - dy * boxes[n, t - 1, BOX_SIN])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vla_models.scoring.pdm.area import Areas, RedAreas, area_kernel, compliance_kernel, red_light_kernel
 from vla_models.scoring.pdm.collide import Agents, collision_kernel, footprint_kernel, time_to_collision_kernel
 from vla_models.scoring.pdm.comfort import comfort_kernel
-from vla_models.scoring.pdm.progress import PROGRESS_THRESHOLD, Line, lane_keeping_kernel, progress_kernel
+from vla_models.scoring.pdm.progress import PROGRESS_THRESHOLD, Line, lane_keeping_kernel, progress_kernel, reverse_kernel
 from vla_models.scoring.pdm.react import Rails, World, react_kernel
 from vla_models.scoring.pdm.track import interpolate_kernel, track_kernel
 
@@ -20,10 +20,10 @@ IntArray = npt.NDArray[np.int64]
 
 (
     NC_ROW, DAC_ROW, DDC_ROW, TLC_ROW, TTC_ROW, LK_ROW, COMFORT_ROW, PROGRESS_ROW, NC_INDEX_ROW, TTC_INDEX_ROW, MULT_ROW,
-    EP_ROW, SCORE_ROW,
-) = range(13)  # fmt: skip
-TABLE_ROWS: Final = 13
-"""Rows of the result table [13, N]."""
+    REVERSE_ROW, EP_ROW, SCORE_ROW,
+) = range(14)  # fmt: skip
+TABLE_ROWS: Final = 14
+"""Rows of the result table [14, N]."""
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -33,7 +33,7 @@ def rate_kernel(
 ) -> None:  # fmt: skip
     """Rate N driven plans, ``states`` [N, 41, 11], in all that does not depend on the reference.
 
-    Writes ego ``boxes`` [N, 41, 5], area ``flags`` [N, 41] and ``table`` [13, N] but for its last two rows (EP and total).
+    Writes ego ``boxes`` [N, 41, 5], area ``flags`` [N, 41] and ``table`` [14, N] but for its last two rows (EP and total).
     """
     footprint_kernel(states, boxes)
     area_kernel(states, boxes, areas, flags)
@@ -41,6 +41,7 @@ def rate_kernel(
     time_to_collision_kernel(states, boxes, flags, agents, version, table[TTC_ROW], table[TTC_INDEX_ROW])
     compliance_kernel(boxes, flags, version, table[DAC_ROW], table[DDC_ROW])
     progress_kernel(boxes, line, table[PROGRESS_ROW])
+    reverse_kernel(states, boxes, table[REVERSE_ROW])
     if has_past:
         comfort_kernel(states, past, operator, lever, table[COMFORT_ROW])
     else:
@@ -109,7 +110,7 @@ def reactive_kernel(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def total_kernel(table: FloatArray, version: int, ref_progress: float, ref_mult: FloatArray) -> None:
-    """The last rows of ``table`` [13, N]: progress relative to the better of plan and reference (its product ``ref_mult`` [N]
+    """The last rows of ``table`` [14, N]: progress relative to the better of plan and reference (its product ``ref_mult`` [N]
     can depend on the plan), and the weighted total."""
     for n in range(table.shape[1]):
         mult, progress = table[MULT_ROW, n], table[PROGRESS_ROW, n]

@@ -73,6 +73,8 @@ class PDMScores:
     """Product of the multiplicative terms: nc dac (v1), nc dac ddc tlc (v2)."""
     progress_raw: FloatArray
     """Metres along the route's centre line."""
+    reverse: FloatArray
+    """Metres driven backwards: no part of the score, but of what a reward that is being gamed looks like."""
     nc_idx: FloatArray
     """First step (0.1 s) of an at-fault collision, or inf."""
     ttc_idx: FloatArray
@@ -102,11 +104,11 @@ class PDMScores:
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """All results by the short names of the official arrays (``docs/navsim.md``), with the scenes in front.
 
-        nc dac ddc ep ttc comfort|hc (v2 also tlc lk), mult, score, progress_raw, ref_progress_raw, ref_mult, nc_idx, ttc_idx,
-        valid, and states and ego_areas where they were asked for.
+        nc dac ddc ep ttc comfort|hc (v2 also tlc lk), mult, score, progress_raw, reverse, ref_progress_raw, ref_mult, nc_idx,
+        ttc_idx, valid, and states and ego_areas where they were asked for.
         """
         out: dict[str, npt.NDArray[np.generic]] = dict(self.terms())
-        for name in ("mult", "score", "progress_raw", "ref_progress_raw", "ref_mult", "nc_idx", "ttc_idx", "valid"):
+        for name in ("mult", "score", "progress_raw", "reverse", "ref_progress_raw", "ref_mult", "nc_idx", "ttc_idx", "valid"):
             out[name] = getattr(self, name)
         for name in ("states", "ego_areas"):
             value = getattr(self, name)

@@ -30,6 +30,7 @@ from vla_models.scoring.pdm.rate import (
     NC_INDEX_ROW,
     NC_ROW,
     PROGRESS_ROW,
+    REVERSE_ROW,
     SCORE_ROW,
     TABLE_ROWS,
     TLC_ROW,
@@ -154,7 +155,7 @@ def score(
         version=version, tokens=tuple(s.token for s in given), score=row[SCORE_ROW],
         nc=row[NC_ROW], dac=row[DAC_ROW], ddc=row[DDC_ROW], tlc=None if number == 1 else row[TLC_ROW], ep=row[EP_ROW],
         ttc=row[TTC_ROW], lk=None if number == 1 else row[LK_ROW], comfort=row[COMFORT_ROW], mult=row[MULT_ROW],
-        progress_raw=row[PROGRESS_ROW], nc_idx=row[NC_INDEX_ROW], ttc_idx=row[TTC_INDEX_ROW],
+        progress_raw=row[PROGRESS_ROW], reverse=row[REVERSE_ROW], nc_idx=row[NC_INDEX_ROW], ttc_idx=row[TTC_INDEX_ROW],
         ref_progress_raw=reference[:, 0], ref_mult=ref_mult if traffic == "reactive_idm" else reference[:, 1],
         traffic=traffic, valid=valid, problems=tuple(problems), states=all_states, ego_areas=areas,
     )  # fmt: skip

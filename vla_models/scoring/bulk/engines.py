@@ -1,0 +1,146 @@
+"""Who scores the shares: this process, several processes of this machine, or Ray on one machine or many.
+
+Each engine yields (number of the share, its rows) as shares are finished, in any order, every share once. A worker that dies
+costs its share again, nothing else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Final, Literal
+
+from vla_models.errors import MissingDependency, WorkerError
+from vla_models.scoring.bulk.sources import Job
+from vla_models.scoring.bulk.work import Columns, Options, score_share
+
+Engine = Literal["local", "ray"]
+Shares = Mapping[int, Sequence[Job]]
+
+ENGINES: Final = ("local", "ray")
+_DEATHS: Final = 3
+"""Deaths of workers in a row, without a share finished in between, that end the run."""
+_KNOCK_S: Final = 10.0
+"""Seconds that the Ray cluster may take to answer at all."""
+_AHEAD: Final = 4
+"""Shares that wait at Ray for each worker; the rest stay here."""
+
+
+def score_shares(shares: Shares, options: Options, engine: Engine, workers: int) -> Iterator[tuple[int, Columns]]:
+    """Score ``shares`` with ``workers`` processes (Ray on a cluster: as many as it has processors)."""
+    if engine == "ray":
+        return _on_ray(shares, options, workers)
+    if workers == 1 or len(shares) <= 1:
+        return ((number, score_share(jobs, options)) for number, jobs in shares.items())
+    return _in_processes(shares, options, min(workers, len(shares)))
+
+
+def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
+    # forked from a server that has imported and loaded all the code, so a worker starts in no time and without our threads
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vla_models.scoring.bulk.work"])
+    waiting = dict(shares)
+    deaths = 0
+    while waiting:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            running: dict[Future[Columns], int] = {pool.submit(score_share, jobs, options): n for n, jobs in waiting.items()}
+            try:
+                while running:
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        number = running.pop(future)
+                        columns = future.result()
+                        del waiting[number]
+                        deaths = 0
+                        yield number, columns
+            except BrokenProcessPool:
+                deaths += 1
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if deaths == _DEATHS:
+            raise _died(min(waiting), waiting)
+
+
+def _end_with_parent() -> None:
+    """A worker must not outlive a run that was killed (it would wait for work for ever), nor complain about Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependency(f"--engine ray needs Ray ({error}): pip install 'vla_models[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, workers)
+    try:
+        remote = ray.remote(max_retries=_DEATHS)(score_share)
+        ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", workers)))
+        waiting = iter(shares.items())
+        running: dict[Any, int] = {}
+        while True:
+            while len(running) < ahead and (following := next(waiting, None)) is not None:
+                number, jobs = following
+                running[remote.remote([job.carried() for job in jobs], options)] = number
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(done[0])
+            try:
+                columns = ray.get(done[0])
+            except ray.exceptions.RayTaskError:  # a mistake of ours, not of a machine
+                raise
+            except ray.exceptions.RayError as error:
+                raise _died(number, shares) from error
+            yield number, columns
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    """Join the cluster of RAY_ADDRESS, or start a head of our own ("local": never one that happens to run here)."""
+    address = os.environ.get("RAY_ADDRESS")
+    for name in (
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    ):  # no reports to anybody; no advice about GPUs
+        os.environ.setdefault(name, "0")
+    try:
+        if address:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        else:
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"the cluster of RAY_ADDRESS={address!r} cannot be reached" if address else "Ray does not start on this machine"
+        raise WorkerError(f"{where}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """OSError if nobody listens at ``address`` ("host:port", "ray://host:port"): Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+
+
+def _died(number: int, shares: Shares) -> WorkerError:
+    names = [job.scene.name for job in shares[number]]
+    return WorkerError(
+        f"{_DEATHS} workers in a row died, the last one perhaps over scenes {names[0]!r} to {names[-1]!r}: look for a lack of "
+        "memory (fewer --threads need less); what is finished is kept, so the same command goes on from there"
+    )
