@@ -28,7 +28,8 @@ from vla_models.scenes.store import RESIDENT_BYTES, SceneStore, write_manifest, 
 HERE = Path(__file__).parent
 CACHES = HERE.parent / "tests" / "data" / "metric_cache" / "v2.2"
 NAVTRAIN = 103_288
-SHARD = 4096
+SHARD = 256
+"""Scenes a file, as an import of that many makes them."""
 
 
 def resident() -> dict[str, float]:

@@ -118,9 +118,9 @@ def frame(k: int) -> dict[str, Any]:
             for name in CAMERAS
         },
         "anns": {
-            "gt_boxes": np.array([[gap, 0.0, 0.0, 4.6, 1.9, 1.6, 0.0], [12.0, -6.0, 0.0, 0.4, 0.4, 0.8, 0.0]]),
+            "gt_boxes": np.array([[gap, 0.0, 0.0, 4.6, 1.9, 1.6, 0.0], [12.0, -6.0, 0.0, 0.4, 0.4, 0.8, 0.0]], np.float32),
             "gt_names": np.array(["vehicle", "traffic_cone"]),
-            "gt_velocity_3d": np.array([[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+            "gt_velocity_3d": np.array([[5.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32),
             "instance_tokens": [f"a{k}", f"b{k}"],
             "track_tokens": ["car", "cone"],
         },
