@@ -303,7 +303,7 @@ ONE = ["--scene", "S", "--proposals", "P", "--out", "O.npz"]
         ({"--human-filter": True}, "--human-filter belongs to version 2"),
         ({"--traffic": "reactive_idm"}, "--traffic reactive_idm belongs to version 2"),
         ({"--picture": "a.png"}, "--explain TOKEN"),
-        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene; known: S"),
+        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene among the 1; the first is 'S'"),
         ({"--explain": "S", "--row": 99}, "--row 99: scene 'S' has proposals 0 to 63"),
         ({"--explain": "S", "--picture": "missing/a.png"}, "there is no folder missing for a.png"),
     ],
