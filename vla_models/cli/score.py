@@ -60,7 +60,7 @@ _MEANINGS: Final = {
     "dac": "drivable area",
     "ddc": "driving direction",
     "tlc": "traffic lights",
-    "ep": "progress, relative to the better of plan and PDM-Closed",
+    "ep": "progress, compared with PDM-Closed's",
     "ttc": "time to collision",
     "lk": "lane keeping",
     "comfort": "comfort",
