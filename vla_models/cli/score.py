@@ -251,7 +251,7 @@ def _print_table(means: dict[str, float], title: str) -> None:
             cells = [f"{filtered[name]:.4f}" if name in filtered else ""] if filtered else []
             table.add_row(name, f"{means[name]:.4f}", *cells, what)
     terminal = console()
-    terminal.print(title, highlight=False, soft_wrap=True)
+    terminal.print(title, highlight=False, soft_wrap=True, markup=False)
     terminal.print(table)
 
 
