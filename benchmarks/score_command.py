@@ -34,7 +34,8 @@ _SUBREAPER = 36  # prctl: orphans below become our children, so that their CPU t
 def main() -> None:
     """Measure, print, write."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
-    machine = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    machine: dict[str, object] = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+    machine["load"] = os.getloadavg()[0]  # wall seconds mean little where others use the cores
     results: dict[str, object] = {"machine": machine, "scenes": SCENES, "proposals": 64}
     with tempfile.TemporaryDirectory() as folder:
         files, store = make_inputs(Path(folder))

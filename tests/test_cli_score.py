@@ -6,8 +6,11 @@ import csv
 import gzip
 import json
 import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import vla_models
+import vla_models.scoring.bulk.run
 from vla_models.scenes.neutral import read_scene
-from vla_models.scenes.store import write_scenes
+from vla_models.scenes.store import write_manifest, write_scenes
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -180,12 +183,15 @@ def same(run: Run, out: Path, *arguments: object) -> dict[str, np.ndarray]:
 def test_all_ways_to_name_scenes_and_proposals_agree(run: Run, folder: Path) -> None:
     plans = {name: np.load(folder / "plans" / f"{name}.npy") for name in SCENES[:3]}
     write_scenes(folder / "S.arrow", [read_scene(folder / "scenes" / f"{name}.json.gz") for name in SCENES[:3]])
+    (folder / "D").mkdir()
+    shutil.copy(folder / "S.arrow", folder / "D" / "part.arrow")
+    write_manifest(folder / "D", ["part.arrow"], {})
     np.savez(folder / "by_name.npz", **plans)
     reverse = SCENES[2::-1]
     np.savez(folder / "by_token.npz", tokens=reverse, proposals=np.stack([plans[name] for name in reverse]))
     np.save(folder / "stacked.npy", np.stack(list(plans.values())))
     first = same(run, folder / "o.npz", "--scene", folder / "scenes", "--proposals", folder / "plans")
-    scenes = [folder / "scenes", f"{folder}/scenes/*.json.gz", f"{folder}/**/*.json.gz", folder / "S.arrow"]
+    scenes = [folder / "scenes", f"{folder}/scenes/*.json.gz", f"{folder}/**/*.json.gz", folder / "S.arrow", folder / "D"]
     proposals = [
         folder / "plans",
         f"{folder}/plans/*.npy",
@@ -241,6 +247,27 @@ def test_a_batch_names_all_that_is_bad_and_scores_the_rest_if_asked(run: Run, fo
     assert rows["token"].tolist().count(SCENES[1]) == 64
     assert rows["token"].tolist().count(SCENES[2]) == 1, "how many proposals there are is not known"
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_person_sees_a_bar(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "vla_models", "score", "--scene", folder / "scenes", "--proposals", folder / "plans"]
+    subprocess.run(
+        [*command, "--out", folder / "o.csv", "--threads", "1"], stderr=theirs, stdout=subprocess.DEVNULL, check=True
+    )
+    os.close(theirs)
+    assert b"3/3" in os.read(ours, 1 << 16)
+    os.close(ours)
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vla_models.scoring.bulk.run, "score_jobs", stopped)
+    code, _, err = run("score", "--scene", folder / "scenes", "--proposals", folder / "plans", "--out", folder / "o.csv")
+    assert code == 130
+    assert "the same command goes on from here" in err
 
 
 # -- why -------------------------------------------------------------------------------------------------------------------
@@ -303,7 +330,7 @@ ONE = ["--scene", "S", "--proposals", "P", "--out", "O.npz"]
         ({"--human-filter": True}, "--human-filter belongs to version 2"),
         ({"--traffic": "reactive_idm"}, "--traffic reactive_idm belongs to version 2"),
         ({"--picture": "a.png"}, "--explain TOKEN"),
-        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene; known: S"),
+        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene among the 1; the first is 'S'"),
         ({"--explain": "S", "--row": 99}, "--row 99: scene 'S' has proposals 0 to 63"),
         ({"--explain": "S", "--picture": "missing/a.png"}, "there is no folder missing for a.png"),
     ],

@@ -124,7 +124,7 @@ def test_wrong_mappings_and_times_are_named(official, groups):
     with pytest.raises(SceneError, match="'prev0' more than once"):
         groups_of(tokens, [("now0", "prev0", [("n0_0", "prev0")])])
     for apart in (0.0, 0.6, -0.5):
-        with pytest.raises(PlanError, match="expected 0.05 to 0.55 s"):
+        with pytest.raises(PlanError, match=r"expected 0\.05 to 0\.55 s"):
             frame_comfort(official["states"][:2], [0.0, apart], np.array([-1, 0]))
 
 

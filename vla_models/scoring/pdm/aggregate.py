@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -83,7 +84,7 @@ def adjacent_frames(logs: Sequence[str], times: npt.ArrayLike) -> IntArray:
     at = np.asarray(times, dtype=np.float64)
     previous = np.full(len(at), -1, dtype=np.int64)
     order = sorted(range(len(at)), key=lambda s: (logs[s], at[s]))
-    for before, now in zip(order[:-1], order[1:], strict=True):
+    for before, now in pairwise(order):
         if logs[before] == logs[now] and at[now] - at[before] <= ADJACENT:
             previous[now] = before
     return previous
@@ -170,17 +171,15 @@ def two_stage_weights(
 
 def two_stage_average(columns: Mapping[str, FloatArray], weights: FloatArray, groups: Sequence[Group]) -> TwoStage:
     """The published means over ``groups``; NaN in a frame's column makes its group NaN, and such groups are left out."""
-    one: list[list[float]] = []
-    two: list[list[float]] = []
+    one: list[FloatArray] = []
+    two: list[FloatArray] = []
     table = np.stack([columns[name] for name in COLUMNS])
     for group in groups:
         for k, first in enumerate((group.now, group.previous)):
             rows = group.second[:, k]
             total = weights[rows].sum()
-            one.append(list(table[:, first]))
-            two.append(
-                list((table[:, rows] * weights[rows]).sum(axis=1) / total if total != 0.0 else np.full(len(table), np.nan))
-            )
+            one.append(table[:, first])
+            two.append((table[:, rows] * weights[rows]).sum(axis=1) / (total if total != 0.0 else np.nan))
     first_stage, second_stage = np.array(one).reshape(-1, len(table)), np.array(two).reshape(-1, len(table))
     both = (first_stage * second_stage).reshape(-1, 2, len(table)).mean(axis=1)
     means = [{name: _mean(part[:, j]) for j, name in enumerate(COLUMNS)} for part in (both, first_stage, second_stage)]

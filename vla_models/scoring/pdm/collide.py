@@ -83,7 +83,7 @@ def _prepare(
         for t in range(states.shape[1]):
             x, y, h = states[a, t, 0], states[a, t, 1], states[a, t, 2]
             if np.isnan(x):
-                boxes[a, t, 0] = np.nan
+                boxes[a, t, :] = np.nan
                 continue
             boxes[a, t, 0], boxes[a, t, 1], boxes[a, t, 2], boxes[a, t, 3] = x, y, np.cos(h), np.sin(h)
             if last < 0:

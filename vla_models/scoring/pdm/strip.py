@@ -20,6 +20,7 @@ from vla_models.scoring.pdm.clearance import inside, segment_gap2
 QUADRANT_SEGMENTS: Final = 16
 """Segments with which GEOS draws a quarter of a circle."""
 _QUANTUM: Final = math.pi / 2 / QUADRANT_SEGMENTS
+_CLOSING: Final = 80.0
 
 PATH_X, PATH_Y, PATH_HEADING, PATH_PROGRESS = range(4)
 """Columns of a path [n, 4]: position, heading (unwrapped), distance along the path."""
@@ -31,7 +32,7 @@ def most_vertices(path: FloatArray) -> int:
         return 8
     turned = np.diff(np.arctan2(np.diff(path[:, PATH_Y]), np.diff(path[:, PATH_X])))
     arcs = np.abs((turned + np.pi) % (2.0 * np.pi) - np.pi) / _QUANTUM + 0.5
-    return 8 + 6 * len(path) + int(arcs.astype(np.int64).sum())
+    return 8 + 8 * len(path) + int(arcs.astype(np.int64).sum())
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -95,16 +96,18 @@ def _side(line: FloatArray, count: int, shift: float, ring: FloatArray, begin: i
             n += 1
         else:
             sine, cosine = ux * vy - uy * vx, ux * vx + uy * vy
-            if sine * shift > 0.0:  # inside of the bend: where the two shifted segments cross; by way of the vertex if nowhere
+            if sine * shift > 0.0:  # inside of the bend: where the two shifted segments cross
                 back = shift * sine / (1.0 + cosine)
                 if back <= min(before, length):
                     ring[n, 0], ring[n, 1] = x - shift * uy - back * ux, y + shift * ux - back * uy
                     n += 1
-                else:
+                else:  # they are too short to cross: from end to start, nearly straight (GEOS's "closing segment")
+                    near = shift * _CLOSING / (_CLOSING + 1.0)
                     ring[n, 0], ring[n, 1] = x - shift * uy, y + shift * ux
-                    ring[n + 1, 0], ring[n + 1, 1] = x, y
-                    ring[n + 2, 0], ring[n + 2, 1] = x - shift * vy, y + shift * vx
-                    n += 3
+                    ring[n + 1, 0], ring[n + 1, 1] = x - near * uy, y + near * ux
+                    ring[n + 2, 0], ring[n + 2, 1] = x - near * vy, y + near * vx
+                    ring[n + 3, 0], ring[n + 3, 1] = x - shift * vy, y + shift * vx
+                    n += 4
             elif sine != 0.0 or cosine < 0.0:
                 start = math.atan2(shift * ux, -shift * uy)
                 total = abs(math.atan2(sine, cosine))
