@@ -21,7 +21,7 @@ lint: $(INSTALLED) ## ruff and mypy
 
 setup: $(INSTALLED) ## build .venv (train and test do it by themselves)
 
-$(INSTALLED): requirements/local.txt requirements/dev.txt requirements/nodeps.txt pyproject.toml
+$(INSTALLED): requirements/local.txt requirements/dev.txt requirements/ray.txt requirements/nodeps.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 was not found. Install it, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt

@@ -28,7 +28,8 @@ from vla_models.scenes.store import RESIDENT_BYTES, SceneStore, write_manifest, 
 HERE = Path(__file__).parent
 CACHES = HERE.parent / "tests" / "data" / "metric_cache" / "v2.2"
 NAVTRAIN = 103_288
-SHARD = 4096
+SHARD = 256
+"""Scenes a file, as an import of that many makes them."""
 
 
 def resident() -> dict[str, float]:
@@ -73,7 +74,8 @@ def measure(folder: str, count: str) -> None:
     store = SceneStore.open(Path(folder))
     opened = time.thread_time() - begin
     assert len(store) == int(count)
-    wanted = [tokens(int(count))[k] for k in rng.integers(0, int(count), 2000)]
+    every = tokens(int(count))
+    wanted = [every[k] for k in rng.integers(0, len(every), 2000)]
     found = {"open_s": opened, "after_open": resident()}
     begin = time.thread_time()
     store.by_token(wanted[0])

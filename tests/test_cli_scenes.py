@@ -57,15 +57,17 @@ def test_bad_files_end_with_exit_code_1(tmp_path: Path) -> None:
     folder = tmp_path / "caches"
     shutil.copytree(CACHES, folder)
     metric_cache_files(folder)[0].write_bytes(b"\xfd7zXZ\x00 and no more")
+    metric_cache_files(folder)[1].write_bytes(b"\x80\x04cos[/red]\nsystem[bold]\n.")  # a name must not be taken for markup
     done = run("import", folder, "--out", tmp_path / "out", "--workers", 1)
     assert done.exit_code == 1
-    assert "1 bad files: no store was made" in done.output
+    assert "2 bad files: no store was made" in done.output
     assert "is damaged (lzma" in done.output
+    assert "asks for os[/red].system[bold]" in done.output
     again = run("import", folder, "--out", tmp_path / "out", "--workers", 1, "--skip-bad")
     assert again.exit_code == 0
-    assert "4 scenes in" in again.output
-    assert "1 files left out" in again.output
-    assert "4 parts were finished by an earlier run" in again.output
+    assert "3 scenes in" in again.output
+    assert "2 files left out" in again.output
+    assert "3 parts were finished by an earlier run" in again.output
 
 
 @pytest.mark.parametrize(

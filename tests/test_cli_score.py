@@ -6,8 +6,11 @@ import csv
 import gzip
 import json
 import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import vla_models.scoring.bulk.run
 from vla_models.scenes.neutral import read_scene
-from vla_models.scenes.store import write_scenes
+from vla_models.scenes.store import write_manifest, write_scenes
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -84,7 +88,8 @@ def test_every_official_array_comes_out_of_the_command(run: Run, tmp_path: Path,
     provenance = json.loads(str(written["provenance"]))
     assert provenance["score"] == version
     assert provenance["definition"].startswith("NavSim v1.1" if version == "v1" else "NavSim v2.2")
-    assert len(provenance["source_sha256"]) == len(provenance["scorer_sha256"]) == 64
+    assert provenance["scorer"].startswith(f"vla_models.scoring.pdm {vla_models.__version__}+")
+    assert len(provenance["source_sha256"]) == len(provenance["proposals_sha256"]) == 64
 
 
 def test_an_unzipped_scene_and_single_precision_will_do(run: Run, tmp_path: Path, official) -> None:
@@ -151,9 +156,9 @@ def test_rows_of_a_folder(run: Run, folder: Path, official, ending: str) -> None
         with out.open() as file:
             listed = list(csv.DictReader(file))
         rows = {n: np.array([row[n] for row in listed]) for n in listed[0]}
-        provenance = {"package": listed[0]["package"], "score": listed[0]["score_version"]}
+        provenance = {"scorer": listed[0]["scorer"], "score": listed[0]["score_version"]}
     assert provenance["score"] == "v2"
-    assert provenance["package"].startswith("vla_models ")
+    assert provenance["scorer"].startswith("vla_models.scoring.pdm ")
     assert rows["token"].tolist() == [name for name in SCENES[:3] for _ in range(64)]
     assert rows["proposal"].astype(int).tolist() == list(range(64)) * 3
     for name in ("score", "nc", "dac", "ddc", "ep", "ttc", "tlc", "lk", "hc", "mult", "progress_raw", "nc_idx"):
@@ -178,12 +183,15 @@ def same(run: Run, out: Path, *arguments: object) -> dict[str, np.ndarray]:
 def test_all_ways_to_name_scenes_and_proposals_agree(run: Run, folder: Path) -> None:
     plans = {name: np.load(folder / "plans" / f"{name}.npy") for name in SCENES[:3]}
     write_scenes(folder / "S.arrow", [read_scene(folder / "scenes" / f"{name}.json.gz") for name in SCENES[:3]])
+    (folder / "D").mkdir()
+    shutil.copy(folder / "S.arrow", folder / "D" / "part.arrow")
+    write_manifest(folder / "D", ["part.arrow"], {})
     np.savez(folder / "by_name.npz", **plans)
     reverse = SCENES[2::-1]
     np.savez(folder / "by_token.npz", tokens=reverse, proposals=np.stack([plans[name] for name in reverse]))
     np.save(folder / "stacked.npy", np.stack(list(plans.values())))
     first = same(run, folder / "o.npz", "--scene", folder / "scenes", "--proposals", folder / "plans")
-    scenes = [folder / "scenes", f"{folder}/scenes/*.json.gz", f"{folder}/**/*.json.gz", folder / "S.arrow"]
+    scenes = [folder / "scenes", f"{folder}/scenes/*.json.gz", f"{folder}/**/*.json.gz", folder / "S.arrow", folder / "D"]
     proposals = [
         folder / "plans",
         f"{folder}/plans/*.npy",
@@ -239,6 +247,27 @@ def test_a_batch_names_all_that_is_bad_and_scores_the_rest_if_asked(run: Run, fo
     assert rows["token"].tolist().count(SCENES[1]) == 64
     assert rows["token"].tolist().count(SCENES[2]) == 1, "how many proposals there are is not known"
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_person_sees_a_bar(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "vla_models", "score", "--scene", folder / "scenes", "--proposals", folder / "plans"]
+    subprocess.run(
+        [*command, "--out", folder / "o.csv", "--threads", "1"], stderr=theirs, stdout=subprocess.DEVNULL, check=True
+    )
+    os.close(theirs)
+    assert b"3/3" in os.read(ours, 1 << 16)
+    os.close(ours)
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vla_models.scoring.bulk.run, "score_jobs", stopped)
+    code, _, err = run("score", "--scene", folder / "scenes", "--proposals", folder / "plans", "--out", folder / "o.csv")
+    assert code == 130
+    assert "the same command goes on from here" in err
 
 
 # -- why -------------------------------------------------------------------------------------------------------------------
@@ -301,7 +330,7 @@ ONE = ["--scene", "S", "--proposals", "P", "--out", "O.npz"]
         ({"--human-filter": True}, "--human-filter belongs to version 2"),
         ({"--traffic": "reactive_idm"}, "--traffic reactive_idm belongs to version 2"),
         ({"--picture": "a.png"}, "--explain TOKEN"),
-        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene; known: S"),
+        ({"--explain": "nobody"}, "--explain 'nobody': there is no such scene among the 1; the first is 'S'"),
         ({"--explain": "S", "--row": 99}, "--row 99: scene 'S' has proposals 0 to 63"),
         ({"--explain": "S", "--picture": "missing/a.png"}, "there is no folder missing for a.png"),
     ],

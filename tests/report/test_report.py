@@ -48,7 +48,10 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "env": "navsim",
         "seed": 7,
         "heldout": {name: float(arrays[f"{name}_score"].mean()) for name in PLANNERS},
-        "subscores": {name: {key: float(arrays[f"{name}_{key}"].mean()) for key in SUBS} for name in PLANNERS},
+        "subscores": {
+            name: {key: float(arrays[f"{name}_{key}"].mean()) for key in SUBS} | {"progress_raw": 20.0 + k, "reverse": 0.25}
+            for k, name in enumerate(PLANNERS)
+        },
         "wall_s": 421.0,
         "versions": {"python": "3.11", "torch": "2.13.0", "score": "v1"},
     }
@@ -57,6 +60,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"phase": "imitation", "step": i + 1, "wall_s": 0.1 * i, "loss": 3.0 / (i + 1)} for i in range(30)]
     for i in range(40):
         numbers = {"reward_mean": 0.3 + 0.01 * i, "kl": 1e-3 * i, "entropy": 2.0, "grad_norm": 1.0, "sample_s": 1.0, "nc": 0.9}
+        numbers |= {"score": 0.3, "progress_raw": 21.0, "reverse": 0.01 * i}
         rows.append({"phase": "rl", "step": i + 1, "wall_s": 3.0 + i, **numbers})
         if i % 20 == 0:
             rows.append({"phase": "eval", "step": i, "wall_s": 3.0 + i, "name": "rl", "score": 0.4, "nc": 0.9, "ep": 0.5})
@@ -114,6 +118,10 @@ def test_a_whole_run(run: Path) -> None:
     assert "nc: at-fault collisions" in page.words
     assert "ttc: coming too close to a collision" in page.words
     assert "kind 0" in page.words
+    assert "Is the reward being gamed?" in page.words
+    assert "metres driven backwards" in page.words
+    assert "20.00" in page.words
+    assert "0.25" in page.words
     assert "torch" in page.words
     # self-contained: every picture is inside and is a PNG
     assert len(page.images) > 8

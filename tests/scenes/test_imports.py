@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from vla_models.errors import SceneError
 from vla_models.scenes.imports import Options, find_sources, import_scenes, scorer_version
 from vla_models.scenes.metric_cache import metric_cache_files, read_metric_cache
 from vla_models.scenes.navsim_logs import Logs
-from vla_models.scenes.neutral import read_scene
+from vla_models.scenes.neutral import read_scene, write_scene
+from vla_models.scenes.scene import LAYERS
 from vla_models.scenes.store import SceneStore
 
 DATA = Path(__file__).parent.parent / "data"
@@ -149,6 +152,40 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
     assert done.store is not None
     assert whole is not None
     assert done.store.hash == whole.hash
+
+
+KILL_WITH_WORKERS = KILL.replace("progress=progress)", "workers=2, progress=progress)").replace(
+    "import_scenes([sys", "if __name__ == '__main__':\n    import_scenes([sys"
+)
+
+
+def test_workers_do_not_outlive_a_killed_import(tmp_path: Path) -> None:
+    script = tmp_path / "kill.py"
+    script.write_text(KILL_WITH_WORKERS)
+    mark = str(tmp_path / "out")
+    killed = subprocess.Popen([sys.executable, str(script), str(CACHES), mark])
+    children: set[int] = set()
+    while killed.poll() is None:
+        for child in Path(f"/proc/{killed.pid}/task/{killed.pid}").glob("children"):
+            children |= {int(pid) for pid in child.read_text().split()}
+        time.sleep(0.01)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(children) >= 2
+    deadline = time.monotonic() + 20.0
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_scenes_that_cannot_be_scored_are_bad_files(tmp_path: Path) -> None:
+    scene = read_scene(GOLDEN[0])
+    lanes = np.isin(scene.polygons.layer, [LAYERS.index("lane"), LAYERS.index("lane_connector")])
+    layer = np.where(lanes, LAYERS.index("carpark"), scene.polygons.layer).astype(np.int8)
+    write_scene(scene.with_(polygons=dataclasses.replace(scene.polygons, layer=layer)), tmp_path / "scene.json")
+    done = import_scenes([tmp_path / "scene.json"], tmp_path / "out")
+    assert done.store is None
+    assert "scene.json" in done.bad[0].message
+    assert "has no lanes (map layers lane, lane_connector)" in done.bad[0].message
 
 
 def test_a_store_is_not_mixed_up_with_another(tmp_path: Path) -> None:

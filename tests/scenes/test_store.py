@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import vla_models.scenes.store
 from vla_models.errors import SceneError
 from vla_models.scenes.scene import TRACK_STEPS, Polygons, RedLights, Scene, Tracks
-from vla_models.scenes.store import SCHEMA_VERSION, SceneStore, write_scenes
+from vla_models.scenes.store import SCHEMA_VERSION, SceneStore, write_manifest, write_scenes
 
 
 def make_scene(number: int, *, agents: int = 3, image: bool = True, bare: bool = False) -> Scene:
@@ -207,3 +208,75 @@ def test_bad_scenes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="image 'front' must be uint8"):
         write_scenes(path, [make_scene(0).with_(images={"front": np.zeros((4, 4, 3))})])
     assert not path.exists()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SceneStore:
+    """A store of three files, one of them empty."""
+    names = []
+    for k, rows in enumerate((range(7), range(0), range(7, 20))):
+        names.append(f"part-{k}.arrow")
+        write_scenes(tmp_path / "store" / names[-1], (make_scene(row) for row in rows))
+    return write_manifest(tmp_path / "store", names, {"made_by": "hand"})
+
+
+def test_a_folder_of_files_is_a_store(folder: SceneStore, store: SceneStore) -> None:
+    assert len(folder) == 20
+    assert folder.tokens == store.tokens
+    assert folder.provenance == {"made_by": "hand"}
+    assert_same(folder[6], make_scene(6))
+    assert_same(folder[7], make_scene(7))
+    assert_same(folder[-1], make_scene(19))
+    assert_same(folder.by_token("token0013"), make_scene(13))
+    assert folder.row_of("token0013") == 13
+    assert [scene.token for scene in folder[5:9]] == ["token0005", "token0006", "token0007", "token0008"]
+    assert [scene.token for scene in pickle.loads(pickle.dumps(folder.select([8, 2])))] == ["token0008", "token0002"]
+
+
+def test_an_unfinished_or_damaged_folder(folder: SceneStore) -> None:
+    manifest = folder.path / "store.json"
+    (folder.path / "part-2.arrow").rename(folder.path / "away")
+    with pytest.raises(SceneError, match=r"there is no scene file .*part-2\.arrow"):
+        SceneStore.open(folder.path)
+    manifest.write_text("{")
+    with pytest.raises(SceneError, match=r"store\.json is damaged"):
+        SceneStore.open(folder.path)
+    manifest.unlink()
+    with pytest.raises(SceneError, match=r"no finished scene store: it has no store\.json"):
+        SceneStore.open(folder.path)
+
+
+def test_the_hash_names_the_content(folder: SceneStore, store: SceneStore, tmp_path: Path) -> None:
+    assert folder.hash == store.hash
+    assert len(store.hash) == 16
+    assert store[1:].hash != store.hash
+    assert store.select([1, 0]).hash != store[:2].hash
+    other = [make_scene(k).with_(town="Town02") if k == 19 else make_scene(k) for k in range(20)]
+    assert write_scenes(tmp_path / "other.arrow", other).hash != store.hash
+    assert store.towns == ("Town01",) * 20
+
+
+def test_pages_are_given_back_and_views_stay_right(store: SceneStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = store[3]
+    monkeypatch.setattr(vla_models.scenes.store, "RESIDENT_BYTES", 1)  # after every scene
+    for _ in range(3):
+        for k, scene in enumerate(store):
+            assert_same(scene, make_scene(k))
+    assert_same(early, make_scene(3))
+
+
+def test_resident_memory_does_not_grow_with_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vla_models.scenes.store, "RESIDENT_BYTES", 4 << 20)
+    image = np.zeros((600, 600, 3), np.uint8)
+    scenes = (make_scene(k, image=False).with_(images={"front": image + k}) for k in range(60))
+    store = write_scenes(tmp_path / "big.arrow", scenes)
+    assert store.path.stat().st_size > 60 << 20
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+    before = mapped()
+    total = sum(int(scene.images["front"][0, 0, 0]) for scene in store)
+    assert total == sum(range(60))
+    assert mapped() - before < 16 << 10  # KiB; without giving pages back it is 64 MiB

@@ -40,7 +40,8 @@ def import_(
     cameras: Annotated[str, typer.Option(help="Which, by NavSim's names: cam_f0,cam_l0,cam_r0 …")] = "cam_f0",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size of the images in the store. [as they are]")] = None,
     maps: Annotated[
-        Path | None, typer.Option(help="nuPlan's maps: SOURCES may then be logs; needs an installed navsim.")
+        Path | None,
+        typer.Option(help="nuPlan's maps: SOURCES may be logs, and traffic may react to the ego; needs an installed navsim."),
     ] = None,
     scene_filter: Annotated[
         Path | None, typer.Option(help="navsim's YAML that says which frames of the logs are scenes.")
@@ -52,6 +53,8 @@ def import_(
 
     Exit code 1 if there were bad files and they were not to be skipped: there is no store then.
     """
+    from rich.markup import escape
+
     from vla_models.scenes.imports import import_scenes
     from vla_models.training.progress import Bar
 
@@ -61,7 +64,7 @@ def import_(
         done = import_scenes(sources, out, options, workers=workers, skip_bad=skip_bad, progress=bar)
     terminal = console()
     for one in done.bad[:_LISTED]:
-        terminal.print(f"[red]✗[/] {one.message}", soft_wrap=True, highlight=False)
+        terminal.print(f"[red]✗[/] {escape(one.message)}", soft_wrap=True, highlight=False)
     if len(done.bad) > _LISTED:
         terminal.print(f"  … and {len(done.bad) - _LISTED} more")
     if done.reused:
@@ -74,7 +77,7 @@ def import_(
         )
         raise typer.Exit(1)
     left_out = f", {len(done.bad)} files left out" if done.bad else ""
-    terminal.print(f"{len(done.store)} scenes in {out}{left_out}", soft_wrap=True, highlight=False)
+    terminal.print(f"{len(done.store)} scenes in {escape(str(out))}{left_out}", soft_wrap=True, highlight=False)
 
 
 @scenes.command(
@@ -130,22 +133,25 @@ def _options(
 
 
 def _show_store(store: SceneStore) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     terminal = console()
-    terminal.print(f"[bold]{len(store)} scenes[/] in {store.path}, content {store.hash}", soft_wrap=True, highlight=False)
+    title = f"[bold]{len(store)} scenes[/] in {escape(str(store.path))}, content {store.hash}"
+    terminal.print(title, soft_wrap=True, highlight=False)
     for title, values in (("kind", store.kinds), ("town", store.towns)):
         table = Table(title, "scenes", box=None, header_style="bold")
         for name, count in Counter(values).most_common():
-            table.add_row(name or "–", str(count))
+            table.add_row(escape(name) or "–", str(count))
         terminal.print(table)
     table = Table("provenance", "", box=None, header_style="bold")
     for name, value in store.provenance.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     terminal.print(table)
 
 
 def _show_scene(scene: Scene) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from vla_models.scenes.scene import AGENT_KINDS, COMMANDS, LAYERS
@@ -168,5 +174,5 @@ def _show_scene(scene: Scene) -> None:
     }  # fmt: skip
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console().print(table)

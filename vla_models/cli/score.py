@@ -60,7 +60,7 @@ _MEANINGS: Final = {
     "dac": "drivable area",
     "ddc": "driving direction",
     "tlc": "traffic lights",
-    "ep": "progress, relative to the better of plan and PDM-Closed",
+    "ep": "progress, compared with PDM-Closed's",
     "ttc": "time to collision",
     "lk": "lane keeping",
     "comfort": "comfort",
@@ -251,7 +251,7 @@ def _print_table(means: dict[str, float], title: str) -> None:
             cells = [f"{filtered[name]:.4f}" if name in filtered else ""] if filtered else []
             table.add_row(name, f"{means[name]:.4f}", *cells, what)
     terminal = console()
-    terminal.print(title, highlight=False, soft_wrap=True)
+    terminal.print(title, highlight=False, soft_wrap=True, markup=False)
     terminal.print(table)
 
 
@@ -265,13 +265,15 @@ def _warn(text: str) -> None:
 
 def _wanted(jobs: Sequence[Job], token: str, row: int) -> tuple[Scene, FloatArray]:
     """The scene and the proposal [8, 3] that --explain asks about."""
-    from vla_models.errors import did_you_mean
+    from difflib import get_close_matches
 
     job = next((job for job in jobs if job.scene.name == token), None)
     if job is None and len(jobs) == 1 and jobs[0].scene.load().token == token:  # a file that is named otherwise
         job = jobs[0]
     if job is None:
-        raise SceneError(f"--explain {token!r}: there is no such scene; {did_you_mean(token, [j.scene.name for j in jobs])}")
+        near = get_close_matches(token, [job.scene.name for job in jobs])
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the first is {jobs[0].scene.name!r}"
+        raise SceneError(f"--explain {token!r}: there is no such scene among the {len(jobs)}; {hint}")
     if job.plans is None:
         raise PlanError(f"there are no proposals for scene {token!r}: {job.problem}")
     plans = job.plans.load()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.render.bird import PLAN_COLOURS, draw_scene
-from vla_models.report.run import PLANNERS, SUB_SCORES, Run
+from vla_models.report.run import PLANNERS, SIGNS, SUB_SCORES, Run
 from vla_models.scenes.scene import Scene
 
 if TYPE_CHECKING:
@@ -148,6 +148,23 @@ def sub_score_curves(run: Run) -> bytes | None:
         top = max([1.0, *values, *scores])
         low = min([*values, *scores])
         ax.set_ylim(max(0.0, low - 0.1 * (top - low) - 0.02), top + 0.03 * (top - low) + 0.005)
+    return _png(figure)
+
+
+def sign_curves(run: Run) -> bytes | None:
+    """The total beside ``SIGNS`` over RL steps: of the sampled plans (line) and on held-out scenes (dots)."""
+    curves = [(title, run.series("rl", name), run.series("eval", name)) for name, title in {"score": "total", **SIGNS}.items()]
+    if not any(len(trained[0]) or len(held[0]) for _, trained, held in curves[1:]):
+        return None
+    figure = _figure(9.6, 2.1)
+    for i, (title, (steps, values), (eval_steps, scores)) in enumerate(curves):
+        ax = figure.add_subplot(1, len(curves), i + 1)
+        _plain(ax, title)
+        if len(steps):
+            ax.plot(steps, values, color=PLAN_COLOURS["rl"], lw=0.6, alpha=0.3)
+            ax.plot(steps, smoothed(values), color=PLAN_COLOURS["rl"], lw=1.6, alpha=0.8)
+        ax.plot(eval_steps, scores, color=_INK, lw=1.0, ls=":", marker="o", ms=4.5, mfc=PLAN_COLOURS["rl"], mec="white")
+        ax.set_ylim(bottom=0.0)
     return _png(figure)
 
 

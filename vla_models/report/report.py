@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vla_models.errors import MissingDependency
 from vla_models.files import atomic_path
-from vla_models.report.run import PLANNERS, SUB_SCORES, Heldout, Run, read_run
+from vla_models.report.run import PLANNERS, SIGNS, SUB_SCORES, Heldout, Run, read_run
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -84,10 +84,11 @@ def _data_url(png: bytes) -> str:
 
 def _content(run: Run) -> dict[str, Any]:
     """Everything that the template shows."""
-    from vla_models.report.pictures import health_curves, learning_curve, sub_score_curves
+    from vla_models.report.pictures import health_curves, learning_curve, sign_curves, sub_score_curves
 
     before, after = run.score("imitation"), run.score("rl")
     used = [name for name in SUB_SCORES if any(run.sub_score(planner, name) is not None for planner in PLANNERS)]
+    signs = [name for name in SIGNS if any(run.sub_score(planner, name) is not None for planner in PLANNERS)]
     table = [
         {
             "name": name,
@@ -95,6 +96,7 @@ def _content(run: Run) -> dict[str, Any]:
             "what": what,
             "score": run.score(name),
             "subs": [run.sub_score(name, key) for key in used],
+            "signs": [run.sub_score(name, key) for key in signs],
         }
         for name, (title, what) in PLANNERS.items()
     ]
@@ -108,6 +110,11 @@ def _content(run: Run) -> dict[str, Any]:
             "Sub-scores",
             "Lines: plans sampled on training scenes. Dots: the most likely plan on held-out scenes.",
             sub_score_curves,
+        ),
+        (
+            "Is the reward being gamed?",
+            "A total that rises while the ego drives backwards, or while it gets less far, is not better driving.",
+            sign_curves,
         ),
         ("Is the optimisation sound?", "", health_curves),
     ]
@@ -123,6 +130,7 @@ def _content(run: Run) -> dict[str, Any]:
         "after": after,
         "count": len(run.heldout.tokens) if run.heldout is not None else None,
         "sub_scores": [(name, SUB_SCORES[name][0]) for name in used],
+        "signs": [(name, SIGNS[name]) for name in signs],
         "uncounted": [name for name in used if name not in FACTORS[run.version] and name not in WEIGHTS[run.version]],
         "version": run.version,
         "table": table,

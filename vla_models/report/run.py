@@ -33,6 +33,9 @@ SUB_SCORES: Final[dict[str, tuple[str, str]]] = {
 }
 """Sub-scores in the order in which a failure is named: name -> (what it measures, what its loss means)."""
 
+SIGNS: Final[dict[str, str]] = {"progress_raw": "metres along the route", "reverse": "metres driven backwards"}
+"""Numbers that are no sub-scores but show a reward that is being gamed: name -> what it is."""
+
 
 class RunError(VLAModelsError, FileNotFoundError):
     """A run folder lacks what a report cannot do without."""
@@ -93,7 +96,7 @@ class Run:
         return _number(self.summary["heldout"].get(planner))
 
     def sub_score(self, planner: str, key: str) -> float | None:
-        """Mean held-out sub-score of a planner."""
+        """Mean held-out sub-score, or one of ``SIGNS``, of a planner."""
         found = self.summary.get("subscores")
         scores = found.get(planner) if isinstance(found, dict) else None
         return _number(scores.get(key)) if isinstance(scores, dict) else None

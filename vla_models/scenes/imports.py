@@ -25,11 +25,12 @@ from vla_models import __version__
 from vla_models.errors import SceneError, VLAModelsError
 from vla_models.files import atomic_path, code_hash
 from vla_models.scenes.metric_cache import FILE_NAME, metric_cache_files, read_metric_cache
-from vla_models.scenes.navsim import Devkit, scenes_of_log
+from vla_models.scenes.navsim import Devkit, scenes_of_log, with_agent_paths
 from vla_models.scenes.navsim_logs import Logs, attach_log
 from vla_models.scenes.neutral import read_scene
 from vla_models.scenes.scene import Scene
 from vla_models.scenes.store import MANIFEST, SceneStore, write_manifest, write_scenes
+from vla_models.workers import end_with_parent
 
 PLAN: Final = "plan.json"
 _SHARD_ITEMS: Final = 256
@@ -44,7 +45,8 @@ class Options:
     logs: Logs | None = None
     """Logs and images that complete metric caches."""
     devkit: Devkit | None = None
-    """How navsim itself reads log files (needs navsim, nuplan and their maps)."""
+    """nuPlan's maps, by which navsim itself reads log files and metric caches get the lanes of reactive traffic (needs navsim
+    and nuplan-devkit)."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ def read_source(path: Path, options: Options) -> Iterator[Scene]:
     """The scenes in a source file: one, or all of a log."""
     if path.name == FILE_NAME:
         scene = read_metric_cache(path)
-        log_name = path.parent.parent.parent.name
-        yield scene if options.logs is None else attach_log(scene, log_name, options.logs)
+        if options.logs is not None:
+            scene = attach_log(scene, path.parent.parent.parent.name, options.logs)
+        yield scene if options.devkit is None else with_agent_paths(scene, options.devkit)
     elif path.name.endswith((".json", ".json.gz")):
         scene = read_scene(path)
         if scene.reference is None:
@@ -215,7 +218,7 @@ def _run(
             yield k, _make_shard(out, k, shards[k], options, skip_bad)
         return
     with ExitStack() as stack:
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+        pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         futures: dict[Future[list[BadFile]], int] = {
             pool.submit(_make_shard, out, k, shards[k], options, skip_bad): k for k in todo
@@ -243,10 +246,10 @@ def _make_shard(out: Path, k: int, files: list[Path], options: Options, skip_bad
     def scenes() -> Iterator[Scene]:
         for file in files:
             try:
-                found = list(read_source(file, options))
+                found = [_scorable(scene) for scene in read_source(file, options)]
                 source.update(hashlib.sha256(file.read_bytes()).digest())
             except (VLAModelsError, OSError) as error:
-                bad.append(BadFile(str(file), str(error)))
+                bad.append(BadFile(str(file), str(error) if str(file) in str(error) else f"{file}: {error}"))
                 continue
             tokens.extend(scene.token for scene in found)
             yield from found
@@ -261,6 +264,16 @@ def _make_shard(out: Path, k: int, files: list[Path], options: Options, skip_bad
     except _HasBadFilesError:
         _shard(out, k).unlink(missing_ok=True)
     return bad
+
+
+def _scorable(scene: Scene) -> Scene:
+    """``scene``; SceneError with all that keeps it from being scored."""
+    from vla_models.scoring.pdm.check import scene_problems
+
+    problems = scene_problems(scene)
+    if problems:
+        raise SceneError(f"scene {scene.token!r} " + "; it ".join(problems))
+    return scene
 
 
 def _check_tokens(out: Path, tokens: list[list[str]]) -> None:

@@ -181,9 +181,6 @@ def _polygons(drivable: Record, route: set[str], origin: FloatArray) -> Polygons
             rings.append(_without_holes(part) - origin)
             layers.append(LAYERS.index(MAP_LAYERS[kind]))
             ids.append(str(name))
-    missing = {LAYERS.index("lane"), LAYERS.index("lane_connector")}.isdisjoint(layers)
-    if missing:
-        raise SceneError("drivable_area_map has no lane and no lane connector")
     lane = np.isin(layers, [LAYERS.index("lane"), LAYERS.index("lane_connector")])
     return Polygons(
         vertices=np.concatenate(rings),

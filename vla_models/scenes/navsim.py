@@ -2,7 +2,8 @@
 
 navsim (1.1 or 2.2, whichever is installed) loads the log, asks nuPlan's maps and computes the metric cache as its own
 ``run_metric_caching.py`` does; the result is read like any other metric cache, and the log adds cameras and command. Metric
-caches themselves need none of this: ``scenes.metric_cache``.
+caches themselves need none of this (``scenes.metric_cache``), but for the lanes that reactive traffic drives on, which only the
+maps have: ``with_agent_paths``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from vla_models.errors import MissingDependency, SceneError
+from vla_models.scenes.agent_paths import from_nuplan_map
 from vla_models.scenes.metric_cache import read_metric_cache
 from vla_models.scenes.navsim_logs import Logs, attach_log, read_log
 from vla_models.scenes.scene import Scene
@@ -63,8 +65,18 @@ def scenes_of_log(path: Path, devkit: Devkit) -> Iterator[Scene]:
             )
             scenario = official.NavSimScenario(scene, map_root=str(devkit.maps), map_version=MAP_VERSION)
             entry = processor(scenario)
-            yield attach_log(read_metric_cache(entry.file_name), path.stem, logs)
+            found = attach_log(read_metric_cache(entry.file_name), path.stem, logs)
+            yield found.with_(agent_paths=from_nuplan_map(found.tracks, found.origin, scenario.map_api))
             Path(entry.file_name).unlink()
+
+
+def with_agent_paths(scene: Scene, devkit: Devkit) -> Scene:
+    """``scene`` of a metric cache with the lanes that reactive traffic drives on, from nuPlan's map of its town."""
+    official = _official(devkit.maps)
+    if not scene.town:
+        raise SceneError(f"scene {scene.token!r} does not say in which map it lies; give the logs, which do (--logs)")
+    map_api = official.get_maps_api(str(devkit.maps), MAP_VERSION, scene.town)
+    return scene.with_(agent_paths=from_nuplan_map(scene.tracks, scene.origin, map_api))
 
 
 def _processor(official: SimpleNamespace, folder: str) -> Any:
@@ -98,6 +110,7 @@ def _official(maps: Path) -> SimpleNamespace:
         from navsim.common.dataloader import SceneLoader
         from navsim.planning.metric_caching.metric_cache_processor import MetricCacheProcessor
         from navsim.planning.scenario_builder.navsim_scenario import NavSimScenario
+        from nuplan.common.maps.nuplan_map.map_factory import get_maps_api
         from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
     except ImportError as error:
         raise MissingDependency(
@@ -113,4 +126,5 @@ def _official(maps: Path) -> SimpleNamespace:
         MetricCacheProcessor=MetricCacheProcessor,
         NavSimScenario=NavSimScenario,
         TrajectorySampling=TrajectorySampling,
+        get_maps_api=get_maps_api,
     )

@@ -28,6 +28,8 @@ CAMERAS: Final = {
     "cam_l2": "back_left", "cam_r2": "back_right", "cam_b0": "back",
 }  # fmt: skip
 """NavSim's eight cameras -> the names in ``Scene.images`` and ``VLASpec.cameras``."""
+MAP_NAMES: Final = {"las_vegas": "us-nv-las-vegas-strip"}
+"""A map's name in the logs -> its name among nuPlan's maps, where they differ (navsim_scenario.py)."""
 HISTORY_FRAMES: Final = 4
 """Frames up to now, 0.5 s apart (NavSim's scene filters)."""
 _FAR: Final = 0.5
@@ -118,7 +120,10 @@ def _changes(scene: Scene, frames: list[dict[str, Any]], now: int) -> dict[str, 
     off = np.linalg.norm(pose[:2] - scene.origin - scene.ego[:2])
     if off > _FAR:
         raise SceneError(f"scene {scene.token!r}: its log has the ego {off:.1f} m away from where the metric cache has it")
-    changes: dict[str, Any] = {"command": driving_command(frames[now]["driving_command"])}
+    changes: dict[str, Any] = {
+        "command": driving_command(frames[now]["driving_command"]),
+        "town": scene.town or MAP_NAMES.get(frames[now]["map_location"], str(frames[now]["map_location"])),
+    }
     past = frames[max(0, now - HISTORY_FRAMES + 1) : now + 1]
     if scene.ego_history is None and len(past) == HISTORY_FRAMES:
         rows = np.zeros((HISTORY_FRAMES, 11))

@@ -42,6 +42,7 @@ from vla_models.scenes.stage import Unsuitable
 from vla_models.scenes.store import SceneStore, write_scenes
 from vla_models.scenes.surfaces import town_surfaces
 from vla_models.simulation.traffic import TICK, simulate
+from vla_models.workers import end_with_parent
 
 if TYPE_CHECKING:
     from vla_models.render.camera import CameraRenderer, CameraSpec
@@ -192,7 +193,7 @@ def _scenes(spec: ProceduralSpec, workers: int, progress: Callable[[int, int], N
         made: Iterable[Scene]
         if workers > 1:
             # spawn: neither panda3d nor numba's threads like to be forked
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an interrupted generation does not run on
             made = pool.map(partial(_finished, spec), range(spec.count), chunksize=8)
         else:

@@ -406,6 +406,10 @@ class SceneStore(Sequence[Scene]):
         """Kinds of all scenes, in order."""
         return tuple(self._column("kind"))
 
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """[S] CRC-32 of each scene's content, in order: equal scenes have equal ones."""
+        return np.array(self._column("checksum"), dtype=np.uint32)
+
     @property
     def towns(self) -> tuple[str, ...]:
         """Towns of all scenes, in order."""
@@ -438,10 +442,6 @@ class SceneStore(Sequence[Scene]):
         if not len(self) or at == len(names) or names[at] != token.encode():
             raise SceneError(f"{self.path} has no scene {token!r} among its {len(self)}")
         return int(order[at])
-
-    def checksums(self) -> npt.NDArray[np.uint32]:
-        """[S] CRC-32 of each scene's arrays, in order: equal scenes have equal ones."""
-        return np.array(self._column("checksum"), dtype=np.uint32)
 
     def by_token(self, token: str) -> Scene:
         """The scene with this token; ``SceneError`` if there is none."""

@@ -40,11 +40,15 @@ DRIVING_TERMS: Final[dict[str, str]] = {
 V2_TERMS: Final = ("red_light", "lane_keeping")
 """Terms that only version 2 of the score has."""
 
+SIGNS: Final = ("progress_raw", "reverse")
+"""Metres along the route and metres driven backwards: no sub-scores, but they show when a reward is being gamed."""
+
 METRICS: Final = {
-    "v1": ("nc", "dac", "ddc", "ep", "ttc", "comfort", "score"),
-    "v2": ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "comfort", "score"),
+    "v1": ("nc", "dac", "ddc", "ep", "ttc", "comfort", "score", *SIGNS),
+    "v2": ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "comfort", "score", *SIGNS),
 }
-"""Sub-scores of each version, in the names of ``PDMScores``."""
+"""What every run logs beside its reward, by version of the score: the sub-scores, the total and ``SIGNS``, in the names of
+``PDMScores``."""
 
 
 def driving_terms(version: str) -> tuple[str, ...]:

@@ -11,15 +11,13 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-import vla_models
 from vla_models.errors import OutputError
+from vla_models.scenes.imports import scorer_version
 from vla_models.scoring.bulk.engines import Engine, score_shares
 from vla_models.scoring.bulk.sources import Job, source_digest
 from vla_models.scoring.bulk.table import ScoreTable, joined, write_arrays
@@ -83,26 +81,15 @@ def provenance(jobs: Sequence[Job], options: Options) -> dict[str, Any]:
     """What the numbers depend on, in words and hashes."""
     plans = hashlib.sha256("".join(job.plans.digest if job.plans else "-" for job in jobs).encode())
     return {
-        "package": f"vla_models {vla_models.__version__}",
         "score": options.version,
         "definition": DEFINITIONS[options.version],
         "traffic": options.traffic,
         "human_filter": options.human_filter,
-        "scorer_sha256": scorer_digest(),
+        "scorer": scorer_version(),
         "scenes": len(jobs),
         "source_sha256": source_digest(job.scene for job in jobs),
         "proposals_sha256": plans.hexdigest(),
     }
-
-
-@lru_cache(maxsize=1)
-def scorer_digest() -> str:
-    """sha256 over the sources of ``scoring/pdm``: it changes when the scorer does, released or not."""
-    whole = hashlib.sha256()
-    for file in sorted(files("vla_models.scoring.pdm").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".py"):
-            whole.update(file.read_bytes())
-    return whole.hexdigest()
 
 
 class _Kept:
@@ -150,7 +137,7 @@ def _kept(folder: Path | None, shares: dict[int, Sequence[Job]], options: Option
 
 def _key(jobs: Sequence[Job], options: Options) -> str:
     """Hash of all that a share's rows depend on."""
-    whole = hashlib.sha256(f"{vla_models.__version__} {scorer_digest()} {options}\n".encode())
+    whole = hashlib.sha256(f"{scorer_version()} {options}\n".encode())
     for job in jobs:
         plans = job.problem if job.plans is None else f"{job.plans.digest} {job.plans.key} {job.plans.row}"
         whole.update(f"{job.scene.name} {job.scene.digest} {plans}\n".encode())

@@ -1,6 +1,6 @@
 """What is to be scored: scenes and proposals on disk, matched, without reading them all into memory.
 
-Scenes are ``pdm-scene/1`` files (one, a folder of them, a glob) or a scene store. Proposals are
+Scenes are ``pdm-scene/1`` files (one, a folder of them, a glob) or a scene store (a file or a folder). Proposals are
 
 - one ``.npy`` [N, 8, 3] for every scene, or [S, N, 8, 3] in the scenes' order (file names sorted; a store's own order);
 - one ``.npz`` with ``proposals`` [N, 8, 3] for every scene, with ``tokens`` [S] and ``proposals`` [S, N, 8, 3], or with one

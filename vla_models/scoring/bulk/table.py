@@ -18,9 +18,9 @@ ENDINGS: Final = (".npz", ".csv", ".parquet")
 """Files that a table can be written to."""
 
 _TEXT: Final = ("token", "error")
-_STAMPED: Final = ("package", "score", "traffic", "scorer_sha256", "source_sha256")
+_STAMPED: Final = ("scorer", "score", "traffic", "source_sha256")
 """Provenance that a CSV, which has no place for metadata, repeats in each row …"""
-_STAMP_LENGTH: Final = 20  # … cut to so many characters
+_STAMP_LENGTH: Final = 48  # … cut to so many characters
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ScoreTable:
     """``token`` str, ``proposal`` int64 (position among the scene's), ``score`` and the sub-scores float64 (NaN where there is
     none), ``error`` str (empty where all is well); all [R]."""
     provenance: Mapping[str, Any]
-    """How the numbers came about: package, score and its definition, hashes of the scorer, the scenes and the proposals."""
+    """How the numbers came about: score and its definition, version and hash of the scorer, hashes of
+    the scenes and the proposals."""
 
     def __len__(self) -> int:
         return len(self.columns["token"])
