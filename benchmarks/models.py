@@ -91,9 +91,8 @@ def measure(name: str, prompts: int, samples: int) -> dict[str, float]:
     record: dict[str, torch.Tensor] = drawn.record or {}
     apart = {**record, "prompt_id": torch.arange(rows)}  # no row shares its prompt: what a forward over all rows computes
     seen = {key: record[key] for key in ("input_ids", "attention_mask", "pixel_values", "ego")}
-    seen |= (
-        {"action_tokens": record["action_tokens"][:, :-1]} if "tokens" in name and record["action_tokens"].shape[1] > 1 else {}
-    )
+    if model.codebook is not None:  # said step by step: forward sees all steps but the last
+        seen["action_tokens"] = record["action_tokens"][:, :-1]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def train() -> None:
