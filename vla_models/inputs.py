@@ -38,7 +38,8 @@ class VLASpec:
     """What a model is, as far as environments, heads and frameworks must know."""
 
     head: str = "waypoints"
-    """How plans are made: "tokens", "gaussian", "flow", or "waypoints" for a model without a distribution."""
+    """How plans are made: "tokens", "gaussian", "waypoint", "flow", "ddim" (room ``heads``), or "waypoints" for a model
+    without a distribution."""
     horizon: int = 5
     """T: poses in a plan."""
     dt: float = 0.5
