@@ -194,6 +194,11 @@ class Trainer:
         algorithm = self.config.algorithm
         started = time.perf_counter()
         valid = rollout.valid.flatten()
+        if rollout.invalid_answers == len(valid) and self.config.reward.invalid == "exclude":
+            raise SceneError(
+                f"rl step {step + 1}: none of {len(valid)} answers was a plan; let the model imitate first, or give "
+                "reward.invalid a number"
+            )
         if not valid.any():
             raise SceneError(f"rl step {step + 1}: the scorer had a number for none of {len(valid)} plans; check the scenes")
         rewards = rollout.rewards.flatten()
