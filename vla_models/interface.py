@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from vla_models.inputs import (
 from vla_models.pretrained import load_weights, read_config, remember_arguments, write_model
 
 if TYPE_CHECKING:
-    from vla_models.control import WaypointController
+    from vla_models.control import Controller
 
 __all__ = [
     "EGO_FEATURES", "Images", "VLAForDriving", "VLAInput", "VLAInterface", "VLAOutput", "VLAPrediction", "VLASpec",
@@ -392,10 +392,10 @@ class VLAForDriving(VLAInterface):
         return "\n".join(lines)
 
     def waypoints_to_controls(self, waypoints: Any, current_state: Mapping[str, Any]) -> dict[str, float]:
-        """Plan [T, 3] and the present ``speed`` -> {"steer", "throttle", "brake"}, by Bench2Drive's PID.
+        """Plan [T, 3] and the present ``speed`` -> {"steer", "throttle", "brake"}, by the controller that the spec names.
 
         The controller remembers past errors: one model drives one vehicle through it; call ``reset_controls`` when an episode
-        starts. For several vehicles, use a ``vla_models.control.WaypointController`` for each.
+        starts. For several vehicles, use a ``vla_models.control.make_controller`` for each.
         """
         return self._controller().control(waypoints, current_state)
 
@@ -403,13 +403,15 @@ class VLAForDriving(VLAInterface):
         """Forget the errors of the past episode."""
         self._controller().reset()
 
-    def _controller(self) -> WaypointController:
-        from vla_models.control import WaypointController
+    def _controller(self) -> Controller:
+        from vla_models.control import make_controller
 
-        controller: WaypointController | None = self.__dict__.get("_waypoint_controller")
-        if controller is None or controller.dt != self.spec.dt:
-            controller = self.__dict__["_waypoint_controller"] = WaypointController(dt=self.spec.dt)
-        return controller
+        wanted = (self.spec.controller, self.spec.dt)
+        made, controller = self.__dict__.get("_made_controller", (None, None))
+        if made != wanted or controller is None:
+            controller = make_controller(*wanted)
+            self.__dict__["_made_controller"] = (wanted, controller)
+        return cast("Controller", controller)
 
 
 def _adapted_modules(model: torch.nn.Module) -> list[Any]:

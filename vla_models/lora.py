@@ -60,7 +60,7 @@ def merge_lora(model: nn.Module) -> int:
     merged = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if hasattr(child, "peft_config") and callable(merge := getattr(child, "merge_and_unload", None)):
+            if hasattr(child, "disable_adapter") and callable(merge := getattr(child, "merge_and_unload", None)):
                 setattr(parent, name, merge())
                 merged += 1
     remembered = getattr(model, "_constructor_arguments", {})

@@ -93,6 +93,7 @@ class ChainHead(PlanHead):
 
     # -- deciding ----------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def sample(
         self,
         features: Tensor,

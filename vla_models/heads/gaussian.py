@@ -45,6 +45,7 @@ class GaussianHead(PlanHead):
                 nn.init.normal_(out.weight, std=0.1 * (2 * dim) ** -0.5)
                 nn.init.constant_(out.bias, 0.0 if out is self.mean else -0.7)
 
+    @torch.no_grad()
     def sample(
         self,
         features: Tensor,

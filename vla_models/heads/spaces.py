@@ -148,32 +148,35 @@ _ROUNDS: Final = 6
 _RESIDUAL_WEIGHTS: Final = (1.0, 1.0, 5.0)
 _CHANGE_WEIGHT: Final = 0.1
 _DAMPING: Final = 1e-2
-# Per metre along x and y, per radian of heading; per unit of normalised action between steps; of the Gauss-Newton matrix.
+_NUDGE: Final = 1e-6
+# Per metre along x and y, per radian of heading; per unit of action between steps; of the Gauss-Newton matrix; for derivatives.
 
 
 def _refine(space: ControlSpace, actions: Tensor, plans: Tensor, speed: Tensor) -> Tensor:
     """A few damped Gauss-Newton steps that bring the plans of ``actions`` [B, T, 2] nearer to ``plans``; rows only improve."""
     weights = plans.new_tensor(_RESIDUAL_WEIGHTS)
-    shape = actions.shape[1:]
+    numbers = actions[0].numel()
+    nudges = _NUDGE * torch.eye(numbers, dtype=actions.dtype, device=actions.device)
 
     def residuals(flat: Tensor, plan: Tensor, v: Tensor) -> Tensor:
-        action = flat.view(shape)
-        state = space._states(action[None], v[None])[0]
-        error = torch.cat([state[:, :2] - plan[:, :2], wrap(state[:, 2:3] - plan[:, 2:3])], dim=-1) * weights
-        return torch.cat([error.flatten(), _CHANGE_WEIGHT * (action[1:] - action[:-1]).flatten()])
+        action = flat.view(-1, *actions.shape[1:])
+        state = space._states(action, v)
+        error = torch.cat([state[..., :2] - plan[..., :2], wrap(state[..., 2:3] - plan[..., 2:3])], dim=-1) * weights
+        change = _CHANGE_WEIGHT * (action[:, 1:] - action[:, :-1])
+        return torch.cat([error.flatten(1), change.flatten(1)], dim=1)
 
-    linearise = torch.func.vmap(torch.func.jacfwd(residuals))
-    measure = torch.func.vmap(residuals)
     out = []
-    for part, plan, v in zip(*(torch.split(t, 1024) for t in (actions, plans, speed)), strict=True):
+    for part, plan, v in zip(*(torch.split(t, 256) for t in (actions, plans, speed)), strict=True):
         best = part.flatten(1)
-        cost = measure(best, plan, v).square().sum(1)
+        many = plan.repeat_interleave(numbers, dim=0), v.repeat_interleave(numbers)
+        r = residuals(best, plan, v)
         for _ in range(_ROUNDS):
-            r, j = measure(best, plan, v), linearise(best, plan, v)
-            normal = j.transpose(1, 2) @ j + _DAMPING * torch.eye(j.shape[-1], dtype=j.dtype, device=j.device)
-            tried = best - torch.linalg.solve(normal, (j.transpose(1, 2) @ r[..., None]))[..., 0]
-            trial = measure(tried, plan, v).square().sum(1)
-            better = trial < cost
-            best, cost = torch.where(better[:, None], tried, best), torch.where(better, trial, cost)
+            nudged = residuals((best[:, None] + nudges).flatten(0, 1), *many).view(len(part), numbers, -1)
+            j = (nudged - r[:, None]) / _NUDGE  # [B, numbers, residuals], the transposed Jacobian
+            normal = j @ j.transpose(1, 2) + _DAMPING * torch.eye(numbers, dtype=j.dtype, device=j.device)
+            tried = best - torch.linalg.solve(normal, j @ r[..., None])[..., 0]
+            trial = residuals(tried, plan, v)
+            better = (trial.square().sum(1) < r.square().sum(1))[:, None]
+            best, r = torch.where(better, tried, best), torch.where(better, trial, r)
         out.append(best.view(part.shape))
     return torch.cat(out)

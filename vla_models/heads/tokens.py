@@ -115,6 +115,7 @@ class TokenPlanHead(PlanHead):
         self.place = nn.Parameter(0.02 * torch.randn(codebook.length, dim))
         self.mix = nn.Sequential(nn.Linear(dim, dim), nn.GELU())
 
+    @torch.no_grad()
     def sample(
         self,
         features: Tensor,

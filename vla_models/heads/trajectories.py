@@ -112,6 +112,7 @@ def cluster(plans: npt.ArrayLike, size: int, seed: int = 0) -> npt.NDArray[np.fl
             centres[empty] = points[farthest]
     order = np.argsort(-np.bincount(_nearest(points, centres)[0], minlength=size), kind="stable")
     anchors = centres[order].reshape(size, -1, 3) / [1.0, 1.0, HEADING_WEIGHT]
+    anchors[..., 2] = np.arctan2(np.sin(anchors[..., 2]), np.cos(anchors[..., 2]))
     return anchors.astype(np.float32)
 
 

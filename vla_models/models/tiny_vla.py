@@ -40,6 +40,7 @@ class TinyVLA(TinyPrompt):
     policy_head: as in the YAML (``PolicyHeadConfig``); None: kinematic tokens. Codebooks that grow a plan pose by pose
         (kinematic, bins) are said step by step, each step seeing where the last one led. All other heads decide at once, from
         the prefix's summary.
+    controller: what ``waypoints_to_controls`` uses, "pid" or "tracker".
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TinyVLA(TinyPrompt):
         cameras: Sequence[str] = ("front",),
         max_text: int = 480,
         policy_head: Mapping[str, Any] | None = None,
+        controller: str = "pid",
     ) -> None:
         super().__init__()
         settings = {"type": "tokens"} if policy_head is None else dict(policy_head)
@@ -62,6 +64,7 @@ class TinyVLA(TinyPrompt):
             cameras=tuple(cameras),
             image_size=(int(image_size[0]), int(image_size[1])),
             history=1,
+            controller=controller,
             has_value=True,
         )
         self.max_text = max_text - max_text % WIDTH
@@ -157,7 +160,8 @@ class TinyVLA(TinyPrompt):
         return VLAOutput(logits=self._logits(hidden), values=values, hidden=hidden)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return check_finite(cast(TokenHead, self.head).logits(hidden), f"{type(self).__name__}'s logits")
+        check_finite(hidden, "tiny_vla's hidden states")
+        return check_finite(cast(TokenHead, self.head).logits(hidden), "tiny_vla's logits")
 
     def _teacher_force(self, prefix: Prefix, steps: Tensor, speed: Tensor) -> Tensor:
         """Hidden states [U, G, n + 1, dim] after given steps [U, G, n], driven from speeds [U, G]."""
