@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help train test lint setup report clean
+.PHONY: help train test test-hf test-frameworks lint setup report clean
 
 help: ## what can be typed here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -13,6 +13,18 @@ train: $(INSTALLED) ## train tiny_vla online in NavSim, on this machine's CPU, a
 
 test: $(INSTALLED) ## run all tests with coverage
 	$(BIN)/python -m pytest tests -q --cov=vla_models --cov-report=term:skip-covered --cov-fail-under=90
+
+HF_TESTS := tests/models/test_hf_vlm.py tests/models/test_hf_vlm_families.py tests/models/vlm
+
+test-hf: $(INSTALLED) ## run hf_vlm's tests on the other transformers versions (make test has one)
+	@set -e; for version in 4.57 5.3; do \
+	  python=$$(bash requirements/overlay.sh requirements/transformers-$$version.txt); \
+	  export VLA_MODELS_BASE=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+	  $$python -c 'import transformers; print("transformers", transformers.__version__)'; \
+	  HF_HUB_OFFLINE=1 $$python -m pytest $(HF_TESTS) -q; \
+	done
+
+test-frameworks: test-hf ## run what needs other environments than .venv
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -21,13 +21,15 @@ def plan_table() -> torch.Tensor:
 
 
 class Tabular(VLAForDriving):
-    """``replay_error`` is added to replayed log-probabilities: what a model does that does not replay its samples."""
+    """``replay_error`` is added to replayed log-probabilities: what a model does that does not replay its samples. Answers with
+    one of the tokens ``no_plan`` are invalid."""
 
-    def __init__(self, replay_error: float = 0.0) -> None:
+    def __init__(self, replay_error: float = 0.0, no_plan: tuple[int, ...] = ()) -> None:
         self.spec = VLASpec(head="tokens", horizon=8, dt=0.5, has_value=True)
         self.logits = torch.nn.Parameter(torch.zeros(len(SPEEDS)))
         self.value = torch.nn.Parameter(torch.zeros(1))
         self.replay_error = replay_error
+        self.no_plan = no_plan
         self.calls: list[int] = []
 
     def predict(self, inputs: Any, *, deterministic: bool = False, num_samples: int = 1, **kwargs: Any) -> VLAPrediction:
@@ -44,6 +46,7 @@ class Tabular(VLAForDriving):
             logprobs=logprobs.gather(1, tokens[:, None]),
             values=self.value.detach().expand(rows),
             record={"tokens": tokens, "temperature": temperature},
+            valid=~torch.isin(tokens, torch.tensor(self.no_plan, dtype=torch.int64)).numpy(),
         )
 
     def evaluate_actions(

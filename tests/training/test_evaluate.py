@@ -48,6 +48,19 @@ def test_greedy_plans_are_the_likeliest_ones() -> None:
     assert set(arrays) == {"rl_plans", *(f"rl_{name}" for name in METRICS["v1"])}
 
 
+def test_an_answer_that_is_no_plan_scores_nothing_and_is_counted() -> None:
+    scenes = visible_scenes(3)
+    model = Tabular(no_plan=(3,))
+    good = evaluate_model(model, scenes)
+    assert good.invalid_answers == 0
+    assert good.means()["score"] > 0.0
+    with torch.no_grad():
+        model.logits[3] = 1.0
+    bad = evaluate_model(model, scenes)
+    assert bad.invalid_answers == 3
+    assert set(bad.means().values()) == {0.0}
+
+
 def test_nothing_to_evaluate_on_and_broken_plans_are_errors() -> None:
     with pytest.raises(SceneError, match="heldout_scenes"):
         evaluate_model(Tabular(), [])

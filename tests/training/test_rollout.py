@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,11 @@ from vla_models.training.evaluate import score_plans
 from vla_models.training.rollout import Rollout, every, sample_groups, select
 
 
-def sample(model: VLAForDriving, groups: int = 2, group_size: int = 4, seed: int = 0) -> Rollout:
+def sample(model: VLAForDriving, groups: int = 2, group_size: int = 4, seed: int = 0, **options: Any) -> Rollout:
     env = NavSimEnv(groups * group_size, scenes=visible_scenes(4))
     generator = torch.Generator().manual_seed(seed)
     return sample_groups(
-        model, env, env.tokens[:groups], group_size=group_size, temperature=1.0, top_p=1.0, generator=generator
+        model, env, env.tokens[:groups], group_size=group_size, temperature=1.0, top_p=1.0, generator=generator, **options
     )
 
 
@@ -56,6 +58,27 @@ def test_what_tiny_vla_sampled_replays_exactly() -> None:
     again = sample(model)
     assert torch.equal(again.record["action_tokens"], rollout.record["action_tokens"])
     assert not torch.equal(sample(model, seed=1).record["action_tokens"], rollout.record["action_tokens"])
+
+
+def test_an_answer_that_is_no_plan_is_rewarded_as_configured_or_left_out() -> None:
+    whole = sample(Tabular(), groups=2, group_size=6)
+    wrong = torch.isin(whole.record["tokens"], torch.tensor([2, 4])).view(2, 6)
+    assert 0 < wrong.sum() < 12
+    model = Tabular(no_plan=(2, 4))
+    rewarded = sample(model, groups=2, group_size=6, invalid=-0.5)
+    assert rewarded.valid.all()
+    assert (rewarded.rewards[wrong] == -0.5).all()
+    excluded = sample(model, groups=2, group_size=6, invalid="exclude")
+    assert torch.equal(excluded.valid, ~wrong)
+    assert excluded.rewards[wrong].isnan().all()
+    for rollout in (rewarded, excluded):
+        assert rollout.invalid_answers == int(wrong.sum())
+        assert torch.equal(rollout.rewards[~wrong], whole.rewards[~wrong])
+        assert rollout.means["score"] == pytest.approx(whole.rewards[~wrong].mean().item(), abs=1e-6)
+    nothing = sample(Tabular(no_plan=(0, 1, 2, 3, 4)), invalid="exclude")
+    assert not nothing.valid.any()
+    assert nothing.means == {}
+    assert whole.invalid_answers == 0
 
 
 def test_every_takes_one_row_of_each_group() -> None:

@@ -271,6 +271,22 @@ def test_invalid_episodes_are_left_out_and_counted(tmp_path: Path, monkeypatch: 
         none.run()
 
 
+def test_answers_that_are_no_plans_are_rewarded_as_configured_and_counted(tmp_path: Path) -> None:
+    options = ("training.imitation.steps=0", "algorithm.kl_coef=0.0", "algorithm.group_size=6")
+    trainer(tmp_path / "some", *options, "reward.invalid=-1.0", model=Tabular(no_plan=(1, 4))).run()
+    rows = [row for row in read_metrics(tmp_path / "some") if row["phase"] == "rl"]
+    assert all(row["invalid"] == 0 for row in rows)
+    assert sum(row["invalid_answers"] for row in rows) > 0
+    assert all(row["reward_mean"] < row["score"] for row in rows if row["invalid_answers"])
+    trainer(tmp_path / "left", *options, "reward.invalid=exclude", model=Tabular(no_plan=(1, 4))).run()
+    rows = [row for row in read_metrics(tmp_path / "left") if row["phase"] == "rl"]
+    assert sum(row["invalid_answers"] for row in rows) > 0
+    assert all(row["invalid"] == row["invalid_answers"] for row in rows)
+    mute = trainer(tmp_path / "none", *options, "reward.invalid=exclude", model=Tabular(no_plan=(0, 1, 2, 3, 4)))
+    with pytest.raises(SceneError, match=r"rl step 1: none of 12 answers was a plan.*reward.invalid"):
+        mute.run()
+
+
 def test_a_number_that_is_not_finite_never_reaches_the_log(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log, pytest.raises(DivergenceError, match="rl step 3: kl is not finite"):
         log.write({"phase": "rl", "step": 3, "kl": math.inf})

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 REPLAY_TOLERANCE: Final = 1e-3
 """A batch's first update is on-policy, so its ratios are 1; further off than this, the model does not replay its samples."""
+HALF_TOLERANCE: Final = 5e-2
+"""The same for models with weights of half precision, whose rounding differs from one minibatch to another."""
 RESULTS: Final = ("constant_velocity", "imitation", "rl", "pdm_closed")
 """What ``heldout.npz`` and ``summary.json`` compare, in this order (a run without updates has no "rl")."""
 
@@ -194,6 +196,11 @@ class Trainer:
         algorithm = self.config.algorithm
         started = time.perf_counter()
         valid = rollout.valid.flatten()
+        if rollout.invalid_answers == len(valid) and self.config.reward.invalid == "exclude":
+            raise SceneError(
+                f"rl step {step + 1}: none of {len(valid)} answers was a plan; let the model imitate first, or give "
+                "reward.invalid a number"
+            )
         if not valid.any():
             raise SceneError(f"rl step {step + 1}: the scorer had a number for none of {len(valid)} plans; check the scenes")
         rewards = rollout.rewards.flatten()
@@ -205,13 +212,15 @@ class Trainer:
             advantages = value_advantages(rewards, rollout.values, valid, normalize=algorithm.normalize_advantage)
         reference = self._reference_logprobs(rollout)
         scenes, group = rollout.rewards.shape
+        half = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
+        tolerance = HALF_TOLERANCE if half else REPLAY_TOLERANCE
         parts: list[dict[str, float]] = []
         for _ in range(algorithm.epochs):
             shuffled = torch.as_tensor(random.permutation(scenes))
             rows = (shuffled[:, None] * group + torch.arange(group)).flatten()  # groups stay together: they share a prompt
             for part in rows.tensor_split(algorithm.minibatches):
                 loss, terms = self._loss(rollout, advantages, reference, part)
-                if not parts and terms["ratio_max_dev"] > REPLAY_TOLERANCE:
+                if not parts and terms["ratio_max_dev"] > tolerance:
                     raise DivergenceError(
                         f"rl step {step + 1}: before any update the ratio differs from 1 by {terms['ratio_max_dev']:.2g}; "
                         f"{type(self.model).__name__}.evaluate_actions does not recompute what predict sampled with"

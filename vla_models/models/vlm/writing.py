@@ -167,7 +167,7 @@ def replay(
         rows, columns = here.nonzero(as_tuple=True)
         if not len(rows):
             continue
-        raw, token, size = logits[rows, columns].float(), ids[rows, columns], kept[rows, columns]
+        raw, token, size = logits[rows, columns], ids[rows, columns], kept[rows, columns]
         if kind == ACTION and grammar.actions is not None:  # a softmax over the codebook alone
             actions = grammar.actions.to(raw.device)
             raw = raw[:, actions]
@@ -177,7 +177,7 @@ def replay(
             mask = grammar.text_mask() if kind == TEXT else grammar.plan_mask()
             support = mask.to(raw.device).expand_as(raw)
         if bool((size > 0).any()):
-            support = support & _largest(raw.detach().masked_fill(~support, -torch.inf), size, token)
+            support = support & _largest(raw.detach().float().masked_fill(~support, -torch.inf), size, token)
         logp = log_softmax_within(raw, temperature[rows, columns], support)
         logprobs = logprobs.index_put((rows, columns), logp.gather(-1, token[:, None])[:, 0])
         if entropies is not None:
