@@ -160,8 +160,8 @@ def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[Obser
         observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
         model.eval()
         samples = []
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
         for row in VLAInput.batch(observation):
-            generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
             prediction = model.predict(
                 [row], temperature=config.algorithm.temperature, top_p=config.algorithm.top_p, generator=generator
             )

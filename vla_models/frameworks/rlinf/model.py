@@ -76,6 +76,8 @@ class RLinfPolicy(nn.Module, BasePolicy):
         super().__init__()
         model.require("trained")
         self.model = model
+        for parameter in model.parameters():  # FSDP2 shards contiguous ones only, and channels-last weights are not
+            parameter.data = parameter.data.contiguous()
         self.observation, self.record = observation, record
         self.value_coef, self.with_values, self.seed = value_coef, with_values, seed
         self.action_dim = 3 * model.spec.horizon

@@ -6,10 +6,12 @@ the run folder as well.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +41,7 @@ def load_extension() -> None:
         importlib.import_module(name).register()
     except (PluginFailed, ImportError, AttributeError) as e:
         raise MissingDependency(f"{EXT_VARIABLE}={name} cannot be loaded: {e}") from e
-    remote = os.environ.get("RAY_ADDRESS", "local") != "local"
-    if not remote and find("Worker").torch_platform is None:
+    if not _has_cluster() and find("Worker").torch_platform is None:
         raise MissingDependency(
             "this machine has no accelerator, and RLinf has no CPU path (its workers ask the accelerator for a device); use a "
             "machine with a GPU, a cluster through RAY_ADDRESS, or framework: local"
@@ -55,13 +56,10 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     load_extension()
-    with ray_head():
+    foreign = _has_cluster()
+    with ray_head(), _failures_as_errors():
         try:
-            return _run(OmegaConf.create(dict(native)), record)
-        except SystemExit as e:  # RLinf ends the process when a worker fails
-            raise VLAModelsError(
-                "RLinf stopped because one of its workers failed; the worker's own words are in the output above"
-            ) from e
+            return _run(OmegaConf.create(dict(native)), record, foreign)
         finally:
             import ray
 
@@ -69,10 +67,12 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
                 ray.shutdown()
 
 
-def _run(cfg: Any, record: FrameworkRun) -> dict[str, float]:
+def _run(cfg: Any, record: FrameworkRun, foreign: bool) -> dict[str, float]:
     cfg = find("validate_cfg")(cfg)
     cluster = find("Cluster")(cluster_cfg=cfg.cluster, distributed_log_dir=cfg.runner.per_worker_log_path)
-    check_workers()
+    signal.signal(signal.SIGUSR1, _worker_failed)  # RLinf's own handler asks Ray's dashboard, which may not run
+    if foreign:
+        check_workers()
     placement = find("HybridComponentPlacement")(cfg, cluster)
     groups = {
         part: find(worker)
@@ -87,8 +87,33 @@ def _run(cfg: Any, record: FrameworkRun) -> dict[str, float]:
     return means
 
 
+def _has_cluster() -> bool:
+    """Whether the user named a Ray cluster."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
+
+
+class _WorkerFailed(BaseException):
+    """Raised in the main thread when RLinf signals that a worker failed; nothing on the way may catch it."""
+
+
+def _worker_failed(*unused: Any) -> None:
+    raise _WorkerFailed
+
+
+@contextlib.contextmanager
+def _failures_as_errors() -> Iterator[None]:
+    """Turn a failed worker, which RLinf answers by ending the process, into an error of ours."""
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        yield
+    except (_WorkerFailed, SystemExit) as e:
+        raise VLAModelsError("RLinf stopped because one of its workers failed; what the worker said stands above") from e
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def check_workers() -> None:
-    """Load the extension in a Ray worker of every node: RLinf's workers would only warn. ``MissingDependency`` says what
+    """Load the extension in a Ray worker of every node of a cluster: RLinf only warns. ``MissingDependency`` says what
     failed."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
