@@ -1,4 +1,5 @@
-"""Skips this folder where RLinf is not installed; ``make test-rlinf`` sets VLA_MODELS_REQUIRE=rlinf, and then it must be there."""
+"""Skips this folder where RLinf is not installed; ``make test-rlinf`` sets VLA_MODELS_REQUIRE=rlinf, and then it must be
+there."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ give them, in the same order.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,8 +125,8 @@ def rollout(s: Setting) -> tuple[dict[str, Any], list[Any]]:
     """EnvWorker._run_interact_once and generate_one_epoch; returns the batch [T, B, …] and the infos of each decision."""
     env_output_class, step_result, output = find("EnvOutput"), find("ChunkStepResult"), find("PolicyOutput")
     train, n = s.cfg.env.train, s.env.num_envs
-    worker = SimpleNamespace(cfg=s.cfg, worker_timer=lambda *unused: nullcontext())
-    bootstrap = find("EnvWorker").compute_bootstrap_rewards
+    worker = SimpleNamespace(cfg=s.cfg)
+    bootstrap = inspect.unwrap(find("EnvWorker").compute_bootstrap_rewards)
     builder = find("TrajectoryBuilder")(max_episode_length=train.max_episode_steps)
     obs, _ = s.env.reset()
     zeros = torch.zeros(n, 1, dtype=torch.bool)
@@ -189,8 +189,9 @@ def advantages(s: Setting, batch: dict[str, Any]) -> dict[str, Any]:
         batch["loss_mask"], batch["loss_mask_sum"] = mask.any(dim=-1, keepdim=True), total[..., -1:]
     computed = calculate_adv_and_returns(
         task_type="embodied", adv_type=algorithm.adv_type, rewards=batch["rewards"], dones=batch["dones"],
-        values=batch.get("prev_values"), gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda, group_size=algorithm.group_size,
-        reward_type=algorithm.reward_type, loss_mask=batch.get("loss_mask"), loss_mask_sum=batch.get("loss_mask_sum"),
+        values=batch.get("prev_values"), gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda,
+        group_size=algorithm.group_size, reward_type=algorithm.reward_type, loss_mask=batch.get("loss_mask"),
+        loss_mask_sum=batch.get("loss_mask_sum"),
     )  # fmt: skip
     return batch | computed
 

@@ -210,7 +210,8 @@ def drive(env: Any, metres: float) -> Any:
 
 
 def test_rows_reset_themselves_and_truncation_is_told_from_the_end(tmp_path: Path) -> None:
-    """PPO: an ended row goes on with a new scene; its last observation and totals come along, and only truncation bootstraps."""
+    """PPO: an ended row goes on with a new scene; its last observation and totals come along, and only truncation
+    bootstraps."""
     s = loop.setting(tmp_path, loop.configuration("bench2drive", "small_gaussian", "ppo"))
     assert s.cfg.env.train.auto_reset
     s.env.reset()
