@@ -22,7 +22,7 @@ class ToyDrive(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012
 
-    def __init__(self, num_envs: int, max_decisions: int = 4, crashing: bool = False) -> None:
+    def __init__(self, num_envs: int, max_decisions: int = 4, crashing: bool = False, horizon: int = HORIZON) -> None:
         self.num_envs, self.max_decisions = num_envs, max_decisions
         self.tokens = [f"go{i}" for i in range(len(GOALS))] + (["crash0"] if crashing else [])
         sizes = {"front": (6, 8, 3), "left": (4, 5, 3), "right": (5, 4, 3)}
@@ -36,7 +36,7 @@ class ToyDrive(VectorEnv):
                 "text": spaces.Text(100),
             }
         )
-        self.single_action_space = spaces.Box(-np.inf, np.inf, (HORIZON, 3), np.float32)
+        self.single_action_space = spaces.Box(-np.inf, np.inf, (horizon, 3), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.where = np.zeros(num_envs)

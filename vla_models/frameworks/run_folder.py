@@ -101,7 +101,12 @@ class FrameworkRun:
         return sorted(p for p in (self.path / "checkpoints").glob("update-*") if (p / "config.json").is_file())
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
-        """A row of ``metrics.jsonl``; numbers that are not finite are left out (a framework's mean over nothing)."""
+        """A row of ``metrics.jsonl``; numbers that are not finite are left out (a framework's mean over nothing).
+
+        In NavSim the last evaluation is left to ``finish``, which sees every scene.
+        """
+        if phase == "eval" and self._trainer is not None and step == self.config.training.steps:
+            return
         finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
         self._log.write({"phase": phase, "step": step, "wall_s": round(time.monotonic() - self._started, 3), **finite})
 

@@ -222,6 +222,8 @@ def row_of(logged: Mapping[str, Any], step: int) -> dict[str, Any]:
     }
     renamed |= {"policy_loss": "policy_loss", "entropy_loss": "entropy"}
     row |= {name: numbers[f"train/actor/{key}"] for key, name in renamed.items() if f"train/actor/{key}" in numbers}
+    if row.get("entropy") == 0.0:  # what RLinf says where it did not compute it
+        del row["entropy"]
     row |= {key.removeprefix("train/critic/"): value for key, value in numbers.items() if key.startswith("train/critic/")}
     times = {"generate_rollouts": "sample_s", "cal_adv_and_returns": "advantage_s", "sync_weights": "sync_s", "step": "step_s"}
     return row | {name: numbers[f"time/{key}"] for key, name in times.items() if f"time/{key}" in numbers}
