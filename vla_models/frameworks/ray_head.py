@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -29,6 +30,8 @@ START_SECONDS: Final = 120.0
 """How long a head may take to answer."""
 STOP_SECONDS: Final = 15.0
 """How long it may take to end before it is killed."""
+_PR_SET_PDEATHSIG: Final = 1
+"""From linux/prctl.h."""
 _STORE_BYTES: Final = 2 * 2**30
 """Shared memory of the head's object store, at most; half of what /dev/shm has left if that is less."""
 
@@ -44,7 +47,7 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
     environment: variables that Ray's processes, and through them all workers, get beside this process's own.
 
     With ``RAY_ADDRESS`` set (other than to "local") nothing is started and nothing is stopped. Otherwise a head is started with
-    a session folder of its own, and it ends with the block, with everything that it started.
+    a session folder of its own, and it ends with the block, with everything that it started; also when this process is killed.
     """
     given = os.environ.get("RAY_ADDRESS")
     if given and given != "local":
@@ -63,7 +66,12 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
     output = folder / "head.log"
     with output.open("wb") as file:
         head = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **(environment or {})}
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=_end_with_parent,
         )
     try:
         _wait_until_up(head, port, output)
@@ -120,6 +128,12 @@ def _processes_of(folder: Path) -> list[int]:
             if mark in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies (``ray start --block`` then ends what it started)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

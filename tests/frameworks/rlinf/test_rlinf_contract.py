@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import loop
 import numpy as np
 import pytest
 import torch
-
-loop = pytest.importorskip("loop") if __import__("importlib").util.find_spec("rlinf") else None
 
 pairs = pytest.mark.parametrize(
     ("environment", "head"),
