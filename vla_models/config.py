@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from vla_models.config_errors import Problem, Problems, describe_problems
 from vla_models.config_sections import (
@@ -55,6 +55,8 @@ class VLAConfig(Section):
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     training: TrainingConfig = TrainingConfig()
+    framework_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keys of the framework's own configuration, nested as it nests them: they replace what is made from the other sections."""
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:

@@ -30,6 +30,12 @@ BUILTIN_MODELS: Mapping[str, str] = {
 }
 """Models of this package: name -> module whose import registers it."""
 
+BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
+    ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
+    ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
+}
+"""Environment adapters of this package: (environment, framework) -> ``module:class``; one that a user registers goes first."""
+
 T = TypeVar("T")
 
 
@@ -100,18 +106,19 @@ class VLAModelRegistry:
     @classmethod
     def get_env_adapter(cls, env: str, framework: str) -> Any:
         """The adapter of environment ``env`` for ``framework``; ``RegistryError`` says what exists."""
-        cls.load_plugins()
-        if env not in cls._env_adapters:
+        known = cls.list_env_adapters()
+        if env not in known:
+            raise RegistryError(f"no environment {env!r} has an adapter; {did_you_mean(env, known)}{cls._failed_plugins()}")
+        if framework not in known[env]:
             raise RegistryError(
-                f"no environment {env!r} has an adapter; {did_you_mean(env, cls._env_adapters)}{cls._failed_plugins()}"
-            )
-        adapters = cls._env_adapters[env]
-        if framework not in adapters:
-            raise RegistryError(
-                f"environment {env!r} has no adapter for framework {framework!r}; {did_you_mean(framework, adapters)} "
+                f"environment {env!r} has no adapter for framework {framework!r}; {did_you_mean(framework, known[env])} "
                 f'Write a class under @register_env_adapter("{env}", "{framework}"){cls._failed_plugins()}'
             )
-        return adapters[framework]
+        own = cls._env_adapters.get(env, {})
+        if framework in own:
+            return own[framework]
+        module, name = BUILTIN_ENV_ADAPTERS[env, framework].split(":")
+        return getattr(importlib.import_module(module), name)
 
     @classmethod
     def list_models(cls) -> list[str]:
@@ -127,9 +134,12 @@ class VLAModelRegistry:
 
     @classmethod
     def list_env_adapters(cls) -> dict[str, list[str]]:
-        """environment -> frameworks that have an adapter of it."""
+        """environment -> frameworks that have an adapter of it, built-in ones included (nothing heavy is imported)."""
         cls.load_plugins()
-        return {env: sorted(frameworks) for env, frameworks in sorted(cls._env_adapters.items())}
+        found: dict[str, set[str]] = {env: set(frameworks) for env, frameworks in cls._env_adapters.items()}
+        for env, framework in BUILTIN_ENV_ADAPTERS:
+            found.setdefault(env, set()).add(framework)
+        return {env: sorted(frameworks) for env, frameworks in sorted(found.items())}
 
     @classmethod
     def name_of(cls, model: type) -> str | None:

@@ -36,7 +36,7 @@ def train(
 
     The run's folder gets config.yaml, metrics.jsonl, tensorboard/, checkpoints/, summary.json and report.html.
     """
-    from vla_models.frameworks import get_launcher
+    from vla_models.frameworks import get_dry_run, get_launcher
 
     file, changes = _config_and_overrides(config, overrides)
     if file is None:
@@ -46,7 +46,11 @@ def train(
     settings = read_config(file, changes)
     launch = get_launcher(settings.framework)
     if dry_run:
-        _dry_run(settings)
+        own = get_dry_run(settings.framework)
+        if own is None:
+            _dry_run(settings)
+        else:
+            typer.echo(own(settings))
         return
     log_to_terminal()
     try:

@@ -1,7 +1,11 @@
 """RL frameworks: which exist in this version, and how a run is started in one.
 
 Each framework is a package ``vla_models.frameworks.<name>`` with a module ``launch``; ``local``, the embedded trainer, is
-``vla_models.training``. All have ``launch(config, *, resume=None) -> Path``, which returns the run's folder.
+``vla_models.training``. All have ``launch(config, *, resume=None) -> Path``, which returns the run's folder, and those that
+translate the configuration into one of their own have ``dry_run(config) -> str``, which writes that and says how to start it.
+
+Modules directly in here are what such a framework needs whichever it is: observations and records in fixed shapes, episodes,
+the run's folder, a Ray head, a user's own classes in other processes.
 """
 
 from __future__ import annotations
@@ -34,6 +38,12 @@ def get_launcher(framework: str) -> Callable[..., Path]:
         )
     launcher: Any = importlib.import_module(module).launch
     return launcher  # type: ignore[no-any-return]
+
+
+def get_dry_run(framework: str) -> Callable[..., str] | None:
+    """The ``dry_run(config) -> str`` of a framework that has a configuration of its own to write, else None."""
+    module = launch_module(framework)
+    return None if module is None else getattr(importlib.import_module(module), "dry_run", None)
 
 
 def available() -> list[str]:

@@ -36,12 +36,14 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     """
     if config.framework != "local":
         raise ConfigError(f"framework: {config.framework!r} has a launcher of its own; this one runs framework: local")
+    if config.framework_options:
+        raise ConfigError("framework_options: the local trainer has none; remove them, or choose another framework")
     if resume is None:
-        run_dir = _new_run_dir(config)
+        run_dir = new_run_dir(config)
         config.to_yaml(run_dir / "config.yaml")
     else:
         run_dir = Path(resume)
-        _check_same(config, run_dir)
+        check_same(config, run_dir)
 
     # Idle OpenMP threads sleep instead of spinning (read when torch is loaded; a value that the user set stays): the model's
     # operations are short, and beside any other process spinning made sampling ten times slower (measured on two cores).
@@ -63,7 +65,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     return run_dir
 
 
-def _new_run_dir(config: VLAConfig) -> Path:
+def new_run_dir(config: VLAConfig) -> Path:
     """Make ``<output_dir>/<name>-<time>``; a second run in the same second gets a number."""
     name = config.name or f"{config.framework}-{config.environment.type}-{config.algorithm.name}"
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -77,7 +79,7 @@ def _new_run_dir(config: VLAConfig) -> Path:
     raise ConfigError(f"output_dir: {config.output_dir!r} is full of runs named {name}-{stamp}; set another name")
 
 
-def _check_same(config: VLAConfig, run_dir: Path) -> None:
+def check_same(config: VLAConfig, run_dir: Path) -> None:
     """Refuse to resume a run under another configuration."""
     path = run_dir / "config.yaml"
     if not path.exists():

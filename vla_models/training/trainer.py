@@ -25,6 +25,7 @@ from torch import Tensor
 from vla_models.envs.navsim import NavSimEnv
 from vla_models.errors import DivergenceError, NotImplementedByModel, SceneError
 from vla_models.files import atomic_path
+from vla_models.pretrained import load_weights
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.rewards import Reward
 from vla_models.training.checkpoint import data_order, latest_checkpoint, load_checkpoint, random_stream, save_checkpoint
@@ -105,14 +106,42 @@ class Trainer:
         phase, done = self._restore()
         with self.log:
             if phase == "imitation":
-                self._imitate(done)
-                self._evaluate("imitation", 0)
-                done = self._enter_rl()
+                done = self._warm_up(done)
             if self.config.training.steps:
                 self._reinforce(done)
-                self._evaluate("rl", self.config.training.steps)
-            self.model.save_pretrained(self.checkpoints / "model")
-            return self._summarise()
+            return self._conclude(self.config.training.steps)
+
+    def warm_start(self) -> None:
+        """Only what comes before reinforcement learning, for frameworks that do that elsewhere: imitation and its evaluation.
+
+        The imitated model is in ``self.model`` and in ``checkpoints/imitation`` afterwards. It is done once: in a run that has
+        it, it is loaded.
+        """
+        torch.set_num_threads(self.threads)
+        phase, done = self._restore()
+        with self.log:
+            if phase == "imitation":
+                self._warm_up(done)
+            else:
+                load_weights(self.model, self.checkpoints / "imitation")
+
+    def conclude(self, steps: int) -> dict[str, Any]:
+        """Evaluate ``self.model`` as the result of ``steps`` updates, save it, write ``summary.json``; returns what that
+        holds."""
+        torch.set_num_threads(self.threads)
+        with MetricsLog(self.run_dir, keep_bytes=(self.run_dir / "metrics.jsonl").stat().st_size) as self.log:
+            return self._conclude(steps)
+
+    def _warm_up(self, done: int) -> int:
+        self._imitate(done)
+        self._evaluate("imitation", 0)
+        return self._enter_rl()
+
+    def _conclude(self, steps: int) -> dict[str, Any]:
+        if steps:
+            self._evaluate("rl", steps)
+        self.model.save_pretrained(self.checkpoints / "model")
+        return self._summarise()
 
     def _restore(self) -> tuple[str, int]:
         """Phase and steps done of the last checkpoint (imitation, 0 in a new run), with weights, optimiser and log put back."""

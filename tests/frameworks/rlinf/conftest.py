@@ -1,0 +1,29 @@
+"""Leaves this folder out where RLinf is not installed; ``make test-rlinf`` sets VLA_MODELS_REQUIRE=rlinf: then it must be there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla_models.frameworks.rlinf.compat import installed
+
+HERE = Path(__file__).parent
+for folder in (HERE, HERE.parent):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+if installed() is None:
+    if "rlinf" in os.environ.get("VLA_MODELS_REQUIRE", "").split(","):
+        raise pytest.UsageError("RLinf is not installed in this environment; make env-rlinf builds one that has it")
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def on_cpu() -> None:
+    """RLinf's metric code asks for a device, too."""
+    from cpu_shim import use_cpu
+
+    use_cpu()

@@ -1,0 +1,148 @@
+"""A Ray head of one's own, for as long as a run lasts.
+
+``ray.init(address="auto")``, which frameworks call, joins whatever Ray happens to run on the machine, a stranger's included.
+``ray_head`` starts one on a free port and points ``RAY_ADDRESS`` to it. Who has a cluster sets ``RAY_ADDRESS`` and is left
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from vla_models.errors import VLAModelsError
+
+log = logging.getLogger(__name__)
+
+START_SECONDS: Final = 120.0
+"""How long a head may take to answer."""
+STOP_SECONDS: Final = 15.0
+"""How long it may take to end before it is killed."""
+_PR_SET_PDEATHSIG: Final = 1
+"""From linux/prctl.h."""
+_STORE_BYTES: Final = 2 * 2**30
+"""Shared memory of the head's object store, at most; half of what /dev/shm has left if that is less."""
+
+
+class RayError(VLAModelsError, RuntimeError):
+    """Ray could not be started."""
+
+
+@contextlib.contextmanager
+def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the address of the Ray cluster to use; ``RAY_ADDRESS`` holds it meanwhile.
+
+    environment: variables that Ray's processes, and through them all workers, get beside this process's own.
+
+    With ``RAY_ADDRESS`` set (other than to "local") nothing is started and nothing is stopped. Otherwise a head is started with
+    a session folder of its own, and it ends with the block, with everything that it started; also when this process is killed.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    if given and given != "local":
+        log.info("using the Ray cluster at RAY_ADDRESS=%s", given)
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="vla-ray-", dir="/tmp"))
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", f"--port={port}",
+        f"--num-cpus={max(8, os.cpu_count() or 1)}", f"--object-store-memory={_store_bytes()}", "--include-dashboard=false",
+        f"--ray-client-server-port={_free_port()}", f"--temp-dir={folder}", "--disable-usage-stats",
+    ]  # fmt: skip
+    output = folder / "head.log"
+    with output.open("wb") as file:
+        head = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        _wait_until_up(head, port, output)
+        os.environ["RAY_ADDRESS"] = address
+        log.info("started a Ray head at %s (its logs: %s)", address, folder)
+        yield address
+    finally:
+        if given is None:
+            os.environ.pop("RAY_ADDRESS", None)
+        else:
+            os.environ["RAY_ADDRESS"] = given
+        _stop(head, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_up(head: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    """Return when the head says that it runs; ``RayError`` with its last words if it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        said = output.read_text(errors="replace")
+        if head.poll() is not None:
+            raise RayError(f"Ray did not start (exit code {head.returncode}): {said[-2000:]}")
+        if "Ray runtime started" in said:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                return
+        time.sleep(0.2)
+    raise RayError(f"Ray did not answer within {START_SECONDS:.0f} s: {output.read_text(errors='replace')[-2000:]}")
+
+
+def _stop(head: subprocess.Popen[bytes], folder: Path) -> None:
+    """End the head's process group, and what of its processes left the group: those name its session folder."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(STOP_SECONDS)
+        for pid in _processes_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + (STOP_SECONDS if number == signal.SIGTERM else 1.0)
+        while time.monotonic() < deadline:
+            if head.poll() is not None and not _processes_of(folder):
+                return
+            time.sleep(0.2)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Processes whose command line or environment names the session folder."""
+    mark, found = str(folder).encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies (``ray start --block`` then ends what it started)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _store_bytes() -> int:
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared if shared.is_dir() else Path("/tmp")).free
+    return max(100 * 2**20, min(_STORE_BYTES, free // 2))
