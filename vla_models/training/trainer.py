@@ -123,7 +123,7 @@ class Trainer:
             if phase == "imitation":
                 self._warm_up(done)
             else:
-                load_weights(self.model, self.checkpoints / "imitation")
+                load_weights(self.model, self.checkpoints / "imitation", self.model.value_prefix)
 
     def conclude(self, steps: int) -> dict[str, Any]:
         """Evaluate ``self.model`` as the result of ``steps`` updates, save it, write ``summary.json``; returns what that
