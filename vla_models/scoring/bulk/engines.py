@@ -105,11 +105,8 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
 def _start(ray: Any, workers: int) -> None:
     """Join the cluster of RAY_ADDRESS, or start a head of our own ("local": never one that happens to run here)."""
     address = os.environ.get("RAY_ADDRESS")
-    for name in (
-        "RAY_USAGE_STATS_ENABLED",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
-    ):  # no reports to anybody; no advice about GPUs
-        os.environ.setdefault(name, "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no advice about GPUs, which are not used
     try:
         if address:
             _knock(address)
