@@ -230,7 +230,7 @@ def test_a_batch_names_all_that_is_bad_and_scores_the_rest_if_asked(run: Run, fo
     assert code == 2
     assert err.startswith("error 4 of 4 scenes cannot be scored as they are:")
     for pattern in (
-        rf"{good}: .*not finite",
+        rf"{good}: proposals \[7\]: .*not finite",
         rf"{SCENES[1]}: .*damaged|not JSON",
         rf"{SCENES[2]}: .*\(4, 10, 3\)",
         "alone: no proposals",

@@ -283,7 +283,7 @@ def _wanted(jobs: Sequence[Job], token: str, row: int) -> tuple[Scene, FloatArra
 
 
 def _beside(out: Path | None, token: str, row: int) -> Path | None:
-    return None if out is None else out.with_name(f"{out.stem}.{token}.{row}.png")
+    return None if out is None else out.with_name(f"{out.stem}.{token.replace('/', '_')}.{row}.png")
 
 
 def _explain(wanted: tuple[Scene, FloatArray], row: int, options: Options, picture: Path | None) -> None:

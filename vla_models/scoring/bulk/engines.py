@@ -6,11 +6,10 @@ costs its share again, nothing else.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,17 +18,17 @@ from typing import Any, Final, Literal
 from vla_models.errors import MissingDependency, WorkerError
 from vla_models.scoring.bulk.sources import Job
 from vla_models.scoring.bulk.work import Columns, Options, score_share
+from vla_models.workers import end_with_parent
 
 Engine = Literal["local", "ray"]
 Shares = Mapping[int, Sequence[Job]]
 
-ENGINES: Final = ("local", "ray")
 _DEATHS: Final = 3
 """Deaths of workers in a row, without a share finished in between, that end the run."""
 _KNOCK_S: Final = 10.0
 """Seconds that the Ray cluster may take to answer at all."""
 _AHEAD: Final = 4
-"""Shares that wait at Ray for each worker; the rest stay here."""
+"""Shares that are handed out for each worker; the rest stay here."""
 
 
 def score_shares(shares: Shares, options: Options, engine: Engine, workers: int) -> Iterator[tuple[int, Columns]]:
@@ -48,10 +47,15 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
     waiting = dict(shares)
     deaths = 0
     while waiting:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-            running: dict[Future[Columns], int] = {pool.submit(score_share, jobs, options): n for n, jobs in waiting.items()}
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+            following = iter(list(waiting.items()))
+            running: dict[Future[Columns], int] = {}
             try:
-                while running:
+                while True:
+                    for number, jobs in itertools.islice(following, _AHEAD * workers - len(running)):
+                        running[pool.submit(score_share, jobs, options)] = number
+                    if not running:
+                        break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         number = running.pop(future)
                         columns = future.result()
@@ -66,19 +70,6 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
             raise _died(min(waiting), waiting)
 
 
-def _end_with_parent() -> None:
-    """A worker must not outlive a run that was killed (it would wait for work for ever), nor complain about Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch_parent, daemon=True).start()
-
-
-def _watch_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
 def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
     try:
         import ray
@@ -90,11 +81,10 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
     try:
         remote = ray.remote(max_retries=_DEATHS)(score_share)
         ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", workers)))
-        waiting = iter(shares.items())
+        following = iter(shares.items())
         running: dict[Any, int] = {}
         while True:
-            while len(running) < ahead and (following := next(waiting, None)) is not None:
-                number, jobs = following
+            for number, jobs in itertools.islice(following, ahead - len(running)):
                 running[remote.remote([job.carried() for job in jobs], options)] = number
             if not running:
                 return
@@ -115,11 +105,8 @@ def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[in
 def _start(ray: Any, workers: int) -> None:
     """Join the cluster of RAY_ADDRESS, or start a head of our own ("local": never one that happens to run here)."""
     address = os.environ.get("RAY_ADDRESS")
-    for name in (
-        "RAY_USAGE_STATS_ENABLED",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
-    ):  # no reports to anybody; no advice about GPUs
-        os.environ.setdefault(name, "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no advice about GPUs, which are not used
     try:
         if address:
             _knock(address)

@@ -38,14 +38,18 @@ class ScoreTable:
         return len(self.columns["token"])
 
     def problems(self) -> dict[str, list[str]]:
-        """Scene -> what is wrong with it, each complaint once."""
-        bad = np.flatnonzero(self.columns["error"] != "")
-        out: dict[str, list[str]] = {}
-        for row in bad:
-            told = out.setdefault(str(self.columns["token"][row]), [])
-            if (text := str(self.columns["error"][row])) not in told:
-                told.append(text)
-        return out
+        """Scene -> what is wrong with it, each complaint once, with the proposals that it is about (unless it is all)."""
+        rows_of: dict[str, dict[str, list[int]]] = {}
+        for row in np.flatnonzero(self.columns["error"] != ""):
+            told = rows_of.setdefault(str(self.columns["token"][row]), {})
+            told.setdefault(str(self.columns["error"][row]), []).append(int(self.columns["proposal"][row]))
+        if not rows_of:
+            return {}
+        counts = dict(zip(*np.unique(self.columns["token"], return_counts=True), strict=True))
+        return {
+            token: [text if len(rows) == counts[token] else f"proposals {rows}: {text}" for text, rows in told.items()]
+            for token, told in rows_of.items()
+        }
 
     def means(self) -> dict[str, float]:
         """Mean of every number over the rows that have a score; NaN where there are none."""
