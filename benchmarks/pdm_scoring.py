@@ -32,7 +32,7 @@ from vla_models.scoring.pdm.area import area_kernel, compliance_kernel, red_ligh
 from vla_models.scoring.pdm.collide import collision_kernel, footprint_kernel, time_to_collision_kernel
 from vla_models.scoring.pdm.comfort import CENTER_LEVER, NO_PAST, comfort_kernel, operators
 from vla_models.scoring.pdm.progress import lane_keeping_kernel, progress_kernel
-from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, interpolate_kernel, track_kernel
+from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, interpolate_kernel, plan_headings, track_kernel
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "tests" / "data" / "pdm"
@@ -116,7 +116,9 @@ def sub_metrics(ready, proposals) -> dict[str, dict[str, float]]:  # type: ignor
     flags, a, b = np.empty((n, STEPS), np.uint8), np.empty(n), np.empty(n)
     agents, areas, red, line, past = ready.agents, ready.areas, ready.red_areas, ready.line, ready.past
     both: dict[str, Callable[[], object]] = {
-        "interpolate": lambda: interpolate_kernel(proposals, ready.ego, ready.interval, ready.fraction, poses),
+        "interpolate": lambda: interpolate_kernel(
+            proposals, plan_headings(proposals, float(ready.ego[2])), ready.ego, ready.interval, ready.fraction, poses
+        ),
         "track": lambda: track_kernel(poses, ready.ego, VELOCITY_OPERATOR, states),
         "ego boxes": lambda: footprint_kernel(states, boxes),
         "areas": lambda: area_kernel(states, boxes, areas, flags),

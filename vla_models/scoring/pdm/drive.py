@@ -24,7 +24,7 @@ from vla_models.scoring.pdm.rate import (
     reactive_kernel,
 )  # fmt: skip
 from vla_models.scoring.pdm.react import Rails, make_world, prepare_rails
-from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, owned
+from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, owned, plan_headings
 
 FloatArray = npt.NDArray[np.float64]
 Version = Literal["v1", "v2"]
@@ -130,8 +130,8 @@ def rate_plans(
     reference = _reference(scene, version, traffic)
     scratch.status[:] = 0
     drive_kernel(
-        plans, scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, agents, scene.areas, scene.red_areas,
-        scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
+        plans, plan_headings(plans, float(scene.ego[2])), scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, agents,
+        scene.areas, scene.red_areas, scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
     )  # fmt: skip
     ref_mult[:] = reference.mult
     if rails is not None:
