@@ -285,7 +285,7 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             yaw_rate = next_yaw_rate
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def reference_poses(reference: FloatArray, interval: IntArray, fraction: FloatArray) -> FloatArray:
     """A reference [R, 3] at the 41 official sample times, [41, 3]."""
     rows = reference.copy()
