@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_models.errors import SceneError
+from vla_models.errors import PlanError, SceneError
 from vla_models.scenes.agent_paths import from_lane_graph, from_nuplan_map
 from vla_models.scenes.neutral import read_scene
 from vla_models.scenes.scene import AgentPaths, Tracks
@@ -240,3 +240,44 @@ def test_a_nuplan_map_is_asked_as_nuplan_asks_it(monkeypatch):
     np.testing.assert_allclose(paths.progress, [2.0, 4.0, np.nan])
     np.testing.assert_allclose(paths.speed_limit, [np.nan, 7.0, np.nan])
     assert paths.in_lane.tolist() == [True, True, False]
+
+
+def test_a_vehicle_beyond_its_lane_makes_only_its_rows_invalid():
+    """nuPlan loses a lane's last point; a vehicle in that last, long stretch is outside its own strip: officially an assertion
+    fails, here the rows are named."""
+    scene, official = load(NAMES[0])
+    lanes = scene.agent_paths
+    rails = prepare_rails(scene.token, scene.ego, scene.tracks, lanes)
+    a = int(np.flatnonzero(rails.role == REACTING)[0])
+    x, y, heading = lanes.snapped[a]
+    along = np.array([-20.0, -19.0, 10.0])
+    line = np.column_stack([x + along * np.cos(heading), y + along * np.sin(heading), np.full(3, heading)])
+    lines = [lanes.points[lanes.offsets[k] : lanes.offsets[k + 1]] for k in range(len(lanes))]
+    lines[a] = line
+    progress = lanes.progress.copy()
+    progress[a] = 20.0
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in lines])])
+    odd = scene.with_(
+        token="odd",
+        agent_paths=AgentPaths(np.concatenate(lines), offsets, progress, lanes.snapped, lanes.speed_limit, lanes.in_lane),
+    )
+    plans = np.stack([official["proposals"]] * 2)
+    marked = score([scene, odd], plans, "v2", traffic="reactive_idm", on_error="mark")
+    assert marked.valid.all(axis=1).tolist() == [True, False]
+    assert np.isnan(marked.score[1]).all()
+    assert "leaves its own lane's strip" in str(marked.problems[0])
+    with pytest.raises(PlanError, match=r"scene 'odd', row 0: a vehicle leaves its own lane's strip.*recorded traffic"):
+        score([scene, odd], plans, "v2", traffic="reactive_idm")
+
+
+def test_names_that_are_part_of_others_hide_their_owners():
+    """The official occupancy map leaves out every name that is part of the follower's own."""
+    scene, _ = load(NAMES[0])
+    vehicles = scene.tracks
+    ids = tuple(["1", "10", "my_ego"] + [f"x{k}x" for k in range(3, len(vehicles))])
+    named = Tracks(vehicles.kind, vehicles.size, vehicles.states, ids)
+    rails = prepare_rails(scene.token, scene.ego, named, scene.agent_paths)
+    assert rails.hidden[1, 0]
+    assert not rails.hidden[0, 1]
+    assert rails.hidden[:, -1].tolist() == ["ego" in name for name in ids]
+    assert rails.like_ego.tolist() == ["ego" in name for name in ids]
