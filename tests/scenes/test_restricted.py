@@ -112,6 +112,17 @@ def text(value: str) -> bytes:
         (CLASS + b"}b.", "state for a Plain is refused"),
         (CLASS + b")}\x92.", "opcode"),  # NEWOBJ_EX
         (RECONSTRUCT + CLASS + b"K\x00\x85C\x01b\x87R.", "another class than numpy.ndarray"),
+        (
+            RECONSTRUCT
+            + NDARRAY
+            + b"K\x00\x85C\x01b\x87R(K\x01K\x02\x85"
+            + DTYPE
+            + text("O8")
+            + b"\x89\x88\x87R(K\x03"
+            + text("|")
+            + b"NNNtb\x89]tb.",
+            "array of objects of shape",
+        ),
         (DTYPE + text("V8") + b"\x89\x88\x87R.", "element type 'V8' is refused"),
         (DTYPE + text("f8,f8") + b"\x89\x88\x87R.", "element type 'f8,f8' is refused"),
         (stack_global("numpy._core.multiarray", "fromstring") + b".", "numpy._core.multiarray.fromstring"),
@@ -245,6 +256,8 @@ def test_enumerations_and_sets() -> None:
     assert load(pickle.dumps({1, 2}, 4), LOG, "x") == {1, 2}
     assert load(pickle.dumps(collections.OrderedDict(a=1), 4), LOG, "x") == {"a": 1}
     assert load(pickle.dumps(Path("a/b"), 4), LOG, "x") == "a/b"
+    for queue in (collections.deque([1, 2]), collections.deque([1, 2], 5)):
+        assert load(pickle.dumps(queue, 4), LOG, "x") == [1, 2]
 
 
 def test_reading_needs_none_of_the_official_packages() -> None:

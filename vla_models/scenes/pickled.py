@@ -162,6 +162,13 @@ def _ordered(args: tuple[Any, ...]) -> dict[Any, Any]:
     return {}
 
 
+def _deque(args: tuple[Any, ...]) -> list[Any]:
+    """``deque([], maxlen)``, then its elements: a list. Nobody adds to it, so that its length is what was pickled."""
+    if args and args[0] not in ((), []):
+        raise UnsafePickleError("a deque of something that is no empty list is refused")
+    return []
+
+
 def _enumeration(name: str) -> Maker:
     def member(args: tuple[Any, ...]) -> Member:
         value = args[0] if len(args) == 1 else None
@@ -229,6 +236,7 @@ LOG: Final[Admitted] = {
     ("_codecs", "encode"): Maker("encode", _encode),
     ("__builtin__", "bytes"): Maker("bytes", _no_bytes),
     ("collections", "OrderedDict"): Maker("OrderedDict", _ordered),
+    ("collections", "deque"): Maker("deque", _deque),
     ("pathlib", "PosixPath"): Maker("PosixPath", _path),
     ("pathlib._local", "PosixPath"): Maker("PosixPath", _path),
 }

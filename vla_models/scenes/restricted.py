@@ -113,8 +113,10 @@ def load(data: bytes, admitted: Admitted, source: str) -> Any:
     """The data in the pickle ``data`` (protocols 2 to 5); ``source`` is what errors call it. Raises as ``read_pickle``."""
     try:
         return _run(data, admitted, source)
-    except SceneError:
-        raise
+    except SceneError as error:  # what a maker refuses does not know the file
+        if source in str(error):
+            raise
+        raise type(error)(f"{source}: {error}") from error
     except (IndexError, struct.error, KeyError) as error:
         raise SceneError(f"{source} is cut short or no pickle ({type(error).__name__}: {error})") from error
     except (TypeError, ValueError, AttributeError, UnicodeDecodeError, OverflowError) as error:
@@ -148,10 +150,7 @@ def _call(callee: Any, args: Any, source: str) -> Any:
     if type(callee) is not Maker or type(args) is not tuple:
         what = callee.name if isinstance(callee, (Plain, Record)) else type(callee).__name__
         raise UnsafePickleError(f"{source}: a call of {what} is refused; nothing was run")
-    try:
-        return callee.make(args)
-    except SceneError as error:
-        raise type(error)(f"{source}: {error}") from error
+    return callee.make(args)
 
 
 def _run(data: bytes, admitted: Admitted, source: str) -> Any:
