@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vla_models.errors import PlanError, SceneError
 from vla_models.geometry import from_frame
 from vla_models.scenes.neutral import read_scene
-from vla_models.scenes.scene import RedLights, Scene, Tracks
+from vla_models.scenes.scene import LAYERS, RedLights, Scene, Tracks
 from vla_models.scoring.pdm import extended_comfort, extended_score, human_filtered, prepare, score
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"
@@ -202,3 +202,77 @@ def test_extended_comfort_names_wrong_shapes():
         extended_comfort(np.zeros((2, 41, 11)), np.zeros((1, 41, 11)))
     with pytest.raises(PlanError, match="40 steps apart"):
         extended_comfort(np.zeros((2, 41, 11)), np.zeros((2, 41, 11)), apart=40)
+
+
+def test_returned_states_are_not_written_to_later(scenes, plans):
+    """The scorer keeps its scratch memory from call to call; what it returned is the caller's alone."""
+    kept = score(scenes, plans, "v2", states=True)
+    copies = {name: values.copy() for name, values in kept.arrays().items()}
+    for version in ("v1", "v2"):
+        score(scenes, plans[:, ::-1], version)
+        score(scenes, plans[:, ::-1], version, states=True, threads=2)
+    for name, values in kept.arrays().items():
+        np.testing.assert_array_equal(values, copies[name], err_msg=name)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(threads=st.integers(1, 4), copies=st.integers(1, 3), count=st.integers(0, 9), version=st.sampled_from(["v1", "v2"]))
+def test_threads_and_number_of_scenes_change_nothing(scenes, plans, threads, copies, count, version):
+    many = score(scenes * copies, np.concatenate([plans[:, :count]] * copies), version, states=True, threads=threads)
+    once = score(scenes, plans[:, :count], version, states=True)
+    for name, values in many.arrays().items():
+        np.testing.assert_array_equal(values, np.concatenate([once.arrays()[name]] * copies), err_msg=name)
+
+
+def test_calls_from_many_threads_at_once_do_not_mix(scenes, plans):
+    from concurrent.futures import ThreadPoolExecutor
+
+    whole = score(scenes, plans, "v2")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: score(scenes, plans[:, n : n + 8], "v2"), [8 * k for k in range(8)] * 3))
+    for k, part in enumerate(found):
+        equal(whole, part, slice(8 * (k % 8), 8 * (k % 8) + 8), atol=0)
+
+
+def crossed(scene: Scene, kind: str, at: tuple[float, float]) -> Scene:
+    """``scene`` with a polygon added around the ego-frame point ``at`` that crosses itself: a bow tie, 20 m by 20 m."""
+    ring = np.array([[-10.0, -10.0], [10.0, 10.0], [10.0, -10.0], [-10.0, 10.0]]) + at
+    polygons = scene.polygons
+    return scene.with_(
+        polygons=type(polygons)(
+            np.concatenate([polygons.vertices, from_frame(ring, scene.ego)]),
+            np.append(polygons.offsets, polygons.offsets[-1] + 4),
+            np.append(polygons.layer, LAYERS.index(kind)).astype(np.int8),
+            np.append(polygons.on_route, True),
+            (*polygons.ids, "bow tie"),
+        )
+    )
+
+
+def test_polygons_that_cross_themselves_follow_the_even_odd_rule(scenes):
+    """As in GEOS, which the official code asks: the two wings left and right are inside, what lies between them is not.
+
+    (Differential tests against the official code with such polygons in all layers found no difference.)
+    """
+    scene = scenes[2]
+    only = scene.with_(
+        polygons=type(scene.polygons)(np.zeros((0, 2)), np.zeros(1, np.int64), np.zeros(0, np.int8), np.zeros(0, bool), ())
+    )
+    stand = np.zeros((1, 8, 3))
+    still = only.with_(ego=np.array([*scene.ego[:3], *[0.0] * 8]))
+    lanes = crossed(still, "lane", (0.0, 0.0))
+    for at, drivable in (((-4.5, 0.0), True), ((7.5, 0.0), True), ((1.461, 5.0), False)):  # the ego's centre is at x = 1.461
+        moved_to = crossed(lanes, "roadblock", at)
+        assert score(moved_to, stand, "v2").dac[0, 0] == float(drivable), at
+
+
+def test_a_red_light_on_a_crossed_polygon_counts_where_it_is_touched(scenes):
+    scene = crossed(scenes[2].with_(ego=np.array([*scenes[2].ego[:3], *[0.0] * 8])), "lane_connector", (1.461, 6.0))
+    red = RedLights(np.array([len(scene.polygons) - 1]), np.ones((1, 51), np.bool_))
+    stand = np.zeros((1, 8, 3))
+    assert score(scene.with_(red_lights=red), stand, "v2").tlc[0, 0] == 1.0  # the box lies between the wings
+    near = crossed(scenes[2].with_(ego=scene.ego), "lane_connector", (1.461, 3.0)).with_(red_lights=red)
+    assert score(near, stand, "v2").tlc[0, 0] == 0.0
+    off_route = type(near.polygons)(*[getattr(near.polygons, f) for f in ("vertices", "offsets", "layer")],
+                                    np.zeros(len(near.polygons), bool), near.polygons.ids)  # fmt: skip
+    assert score(near.with_(polygons=off_route), stand, "v2").tlc[0, 0] == 1.0  # lights beside the route are not obeyed

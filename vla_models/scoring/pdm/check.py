@@ -134,6 +134,9 @@ def as_plans(proposals: npt.ArrayLike, scene_count: int, single: bool) -> FloatA
 def plan_problems(plans: FloatArray) -> list[tuple[int, int, str]]:
     """(scene, row, why) of each plan of [S, N, 8, 3] that cannot be scored."""
     found: list[tuple[int, int, str]] = []
+    with np.errstate(invalid="ignore"):
+        if np.abs(plans).max(initial=0.0) <= min(FURTHEST, MOST_TURNED):  # not so where one is NaN
+            return found
     finite = np.asarray(np.isfinite(plans).all(axis=(2, 3)))
     with np.errstate(invalid="ignore"):
         near = (np.abs(plans[..., :2]) <= FURTHEST).all(axis=(2, 3)) & (np.abs(plans[..., 2]) <= MOST_TURNED).all(axis=2)

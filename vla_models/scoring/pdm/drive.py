@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,25 @@ from vla_models.scoring.pdm.rate import (
     reactive_kernel,
 )  # fmt: skip
 from vla_models.scoring.pdm.react import Rails, make_world, prepare_rails
-from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, owned
+from vla_models.scoring.pdm.track import STEPS, VELOCITY_OPERATOR, owned, plan_headings
 
 FloatArray = npt.NDArray[np.float64]
 Version = Literal["v1", "v2"]
 Traffic = Literal["log_replay", "constant_velocity", "reactive_idm"]
 
 VERSIONS: Final = ("v1", "v2")
+_MAX_IDLE: Final = 8
+_MAX_KEPT: Final = 1024  # plans: 7 MB
 TRAFFIC: Final = ("log_replay", "constant_velocity", "reactive_idm")
 
 
 class Scratch:
-    """What the kernels write for one scene of at most N plans; one a thread, used again for scene after scene."""
+    """What the kernels write for one scene of N plans; one a thread, used again for scene after scene and call after call."""
+
+    _idle: ClassVar[list[Scratch]] = []
 
     def __init__(self, plans: int) -> None:
+        self.plans = plans
         self.poses = np.empty((plans, STEPS, 3))
         self.states = np.empty((plans, STEPS, 11))
         self.boxes = np.empty((plans, STEPS, 5))
@@ -44,6 +51,20 @@ class Scratch:
         """Per plan: 0, or why its traffic could not be simulated (``react.STUCK``)."""
         self.agents: Agents | None = None
         """The traffic that the last plan met."""
+
+    @classmethod
+    @contextmanager
+    def borrowed(cls, plans: int) -> Iterator[Scratch]:
+        """A scratch for ``plans`` plans, kept for the next borrower afterwards: fresh memory costs more than a plan."""
+        try:
+            scratch = cls._idle.pop()
+        except IndexError:  # none, or another thread was faster
+            scratch = cls(plans)
+        if scratch.plans != plans:
+            scratch = cls(plans)
+        yield scratch
+        if len(cls._idle) < _MAX_IDLE and plans <= _MAX_KEPT:
+            cls._idle.append(scratch)
 
 
 class _Reference:
@@ -111,8 +132,8 @@ def rate_plans(
     reference = _reference(scene, version, traffic)
     scratch.status[:] = 0
     drive_kernel(
-        plans, scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, agents, scene.areas, scene.red_areas,
-        scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
+        plans, plan_headings(plans, float(scene.ego[2])), scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, agents,
+        scene.areas, scene.red_areas, scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
     )  # fmt: skip
     ref_mult[:] = reference.mult
     scratch.agents = agents

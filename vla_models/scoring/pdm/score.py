@@ -112,7 +112,13 @@ def score(
     queue = itertools.count()
 
     def work() -> None:
-        scratch = Scratch(plan_count)
+        if states:  # the kernels write into the result itself
+            work_with(Scratch(plan_count))
+        else:
+            with Scratch.borrowed(plan_count) as scratch:
+                work_with(scratch)
+
+    def work_with(scratch: Scratch) -> None:
         while (s := next(queue)) < scene_count:
             if all_states is not None and all_flags is not None:
                 scratch.states, scratch.flags = all_states[s], all_flags[s]

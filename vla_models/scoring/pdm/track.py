@@ -20,6 +20,8 @@ from typing import Final
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.extending import intrinsic
 
 from vla_models.errors import PlanError
 from vla_models.scenes.scene import PLAN_STEPS
@@ -120,31 +122,65 @@ def _principal(angle: float) -> float:
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _unwrapped(angle: float, before: float) -> float:
-    """``angle`` shifted by full turns to lie within pi of ``before`` (NumPy's ``unwrap``)."""
+def _turns(angle: float, before: float) -> float:
+    """What to add to ``angle`` and all angles after it, so that it lies within pi of ``before`` (NumPy's ``unwrap``)."""
     d = angle - before
     if abs(d) < np.pi:
-        return angle
+        return 0.0
     m = (d + np.pi) % (2.0 * np.pi) - np.pi
     if m == -np.pi and d > 0.0:
         m = np.pi
-    return before + m
+    return m - d
+
+
+@intrinsic
+def _fused(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # numba gives and takes its own types
+    """a * b + c, rounded once."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def interpolate_kernel(plans: FloatArray, ego: FloatArray, interval: IntArray, fraction: FloatArray, out: FloatArray) -> None:
-    """Plans [N, K, 3] in the ego frame -> poses ``out`` [N, 41, 3] in the frame of ``ego`` [11]."""
+def _direction_kernel(plans: FloatArray, heading: float, sine: FloatArray, cosine: FloatArray) -> None:
+    c, s = np.cos(heading), np.sin(heading)
+    for n in range(plans.shape[0]):
+        for k in range(plans.shape[1]):
+            ch, sh = np.cos(plans[n, k, 2]), np.sin(plans[n, k, 2])
+            sine[n, k] = _fused(c, sh, s * ch)  # type: ignore[call-arg]
+            cosine[n, k] = _fused(-s, sh, c * ch)  # type: ignore[call-arg]
+
+
+def plan_headings(plans: FloatArray, heading: float) -> FloatArray:
+    """Headings [N, K] of plans [N, K, 3] for an ego with ``heading``, to the last digit as the official code computes them.
+
+    Whether a half turn between two poses goes left or right hangs on that digit. Officially it is NumPy's ``arctan2`` of a
+    matrix product, which multiplies and adds in one rounding.
+    """
+    sine, cosine = np.empty(plans.shape[:2]), np.empty(plans.shape[:2])
+    _direction_kernel(plans, heading, sine, cosine)
+    return np.arctan2(sine, cosine)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def interpolate_kernel(
+    plans: FloatArray, headings: FloatArray, ego: FloatArray, interval: IntArray, fraction: FloatArray, out: FloatArray
+) -> None:
+    """Plans [N, K, 3] in the ego frame, with ``plan_headings`` [N, K] -> poses ``out`` [N, 41, 3] in that of ``ego``."""
     knots = plans.shape[1]
     knot = np.empty((knots + 1, 3))
     c, s = np.cos(ego[2]), np.sin(ego[2])
     for n in range(plans.shape[0]):
         knot[0, 0], knot[0, 1], knot[0, 2] = ego[0], ego[1], ego[2]
+        turns = 0.0
         for k in range(knots):
             x, y = plans[n, k, 0], plans[n, k, 1]
             knot[k + 1, 0] = ego[0] + c * x - s * y
             knot[k + 1, 1] = ego[1] + s * x + c * y
-            heading = ego[2] + plans[n, k, 2]
-            knot[k + 1, 2] = _unwrapped(np.arctan2(np.sin(heading), np.cos(heading)), knot[k, 2])
+            turns += _turns(headings[n, k], headings[n, k - 1] if k > 0 else ego[2])
+            knot[k + 1, 2] = headings[n, k] + turns
         for t in range(STEPS):
             i, f = interval[t], fraction[t]
             for j in range(3):
@@ -251,8 +287,10 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
 def reference_poses(reference: FloatArray, interval: IntArray, fraction: FloatArray) -> FloatArray:
     """A reference [R, 3] at the 41 official sample times, [41, 3]."""
     rows = reference.copy()
+    turns = 0.0
     for k in range(1, rows.shape[0]):
-        rows[k, 2] = _unwrapped(rows[k, 2], rows[k - 1, 2])
+        turns += _turns(reference[k, 2], reference[k - 1, 2])
+        rows[k, 2] = reference[k, 2] + turns
     out = np.empty((STEPS, 3))
     for t in range(STEPS):
         i, f = interval[t], fraction[t]
@@ -285,7 +323,7 @@ def interpolate(plans: npt.ArrayLike, ego: FloatArray, time_us: int = 0) -> Floa
     array = _checked(plans)
     interval, fraction = time_table(time_us, PLAN_STEPS, 0.5)
     out = np.empty((len(array), STEPS, 3))
-    interpolate_kernel(array, owned(ego), interval, fraction, out)
+    interpolate_kernel(array, plan_headings(array, float(ego[2])), owned(ego), interval, fraction, out)
     return out
 
 
