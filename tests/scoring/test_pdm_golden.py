@@ -67,3 +67,14 @@ def test_human_filter_equals_the_official_one(name):
     for key, array in {**filtered.terms(), "mult": filtered.mult}.items():
         np.testing.assert_allclose(array[0], golden[f"v2_f_{key}"][:16], rtol=0, atol=1e-6, err_msg=key)
     np.testing.assert_array_equal(filtered.score, plain.score)
+
+
+def test_half_turns_go_the_official_way():
+    """Plans that turn round by exactly pi between two poses: rounding decides whether to the left or to the right.
+
+    ``tests/data/pdm_official/half_turns.npz``: 8 egos with 12 plans each, driven by NavSim v1.1; every eighth pose.
+    """
+    data = np.load(DATA.parent / "pdm_official" / "half_turns.npz")
+    for k in range(8):
+        states = simulate(data[f"plans_{k}"], data[f"ego_{k}"], int(data[f"time_{k}"]))[:, ::8, :3]
+        np.testing.assert_allclose(states, data[f"poses_{k}"], rtol=0, atol=1e-6)

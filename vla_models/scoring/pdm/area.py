@@ -86,7 +86,7 @@ class RedAreas(NamedTuple):
     """[R, 51] whether the light is red at each step."""
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _layout(vertices: FloatArray, offsets: IntArray, shapes: FloatArray) -> int:
     """Fill ``shapes``; returns the number of cells."""
     cells = 0
@@ -135,7 +135,7 @@ def _cell(shapes: FloatArray, p: int, along: float) -> int:
     return int(min(cell, shapes[p, LAST_CELL]))
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fill(
     vertices: FloatArray, offsets: IntArray, shapes: FloatArray, counts: IntArray, edges: FloatArray, store: bool
 ) -> None:
@@ -153,7 +153,7 @@ def _fill(
             before = v
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _span(shapes: FloatArray, entries: IntArray, cells: FloatArray, edges: FloatArray) -> None:
     """Fill ``cells``: each one's edges, their extent, and the widest gap between them if it is inside.
 

@@ -67,7 +67,7 @@ class Agents(NamedTuple):
     """[A] overlaps the ego at t = 0: version 2 replays the log without these."""
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _prepare(
     states: FloatArray, size: FloatArray, ego: FloatArray, boxes: FloatArray, extents: FloatArray,
     stopped: npt.NDArray[np.bool_], overlapping: npt.NDArray[np.bool_],

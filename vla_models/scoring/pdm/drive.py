@@ -133,7 +133,8 @@ def rate_plans(
     scratch.status[:] = 0
     drive_kernel(
         plans, plan_headings(plans, float(scene.ego[2])), scene.ego, scene.interval, scene.fraction, VELOCITY_OPERATOR, agents,
-        scene.areas, scene.red_areas, scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states, scratch.boxes, scratch.flags, table,
+        scene.areas, scene.red_areas, scene.line, *comfort_terms(scene, number), number, scratch.poses, scratch.states,
+        scratch.boxes, scratch.flags, table,
     )  # fmt: skip
     ref_mult[:] = reference.mult
     scratch.agents = agents

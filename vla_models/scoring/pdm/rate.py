@@ -71,8 +71,9 @@ def follow_kernel(
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def drive_kernel(
     plans: FloatArray, headings: FloatArray, ego: FloatArray, interval: IntArray, fraction: FloatArray, velocity: FloatArray,
-    agents: Agents, areas: Areas, red_areas: RedAreas, line: Line, past: FloatArray, has_past: bool, lever: float, operator: FloatArray,
-    version: int, poses: FloatArray, states: FloatArray, boxes: FloatArray, flags: npt.NDArray[np.uint8], table: FloatArray,
+    agents: Agents, areas: Areas, red_areas: RedAreas, line: Line, past: FloatArray, has_past: bool, lever: float,
+    operator: FloatArray, version: int, poses: FloatArray, states: FloatArray, boxes: FloatArray,
+    flags: npt.NDArray[np.uint8], table: FloatArray,
 ) -> None:  # fmt: skip
     """Everything that one scene's N plans [N, 8, 3] need, in one call that holds no interpreter lock."""
     interpolate_kernel(plans, headings, ego, interval, fraction, poses)

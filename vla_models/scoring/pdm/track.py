@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numba
 import numpy as np
@@ -133,14 +133,16 @@ def _turns(angle: float, before: float) -> float:
     return m - d
 
 
-@intrinsic
-def _fused(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # numba gives and takes its own types
-    """a * b + c, rounded once."""
+def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """numba intrinsic: a * b + c, rounded once."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float64(types.float64, types.float64, types.float64), generate
+
+
+_fused: Any = intrinsic(_multiply_add)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -149,8 +151,8 @@ def _direction_kernel(plans: FloatArray, heading: float, sine: FloatArray, cosin
     for n in range(plans.shape[0]):
         for k in range(plans.shape[1]):
             ch, sh = np.cos(plans[n, k, 2]), np.sin(plans[n, k, 2])
-            sine[n, k] = _fused(c, sh, s * ch)  # type: ignore[call-arg]
-            cosine[n, k] = _fused(-s, sh, c * ch)  # type: ignore[call-arg]
+            sine[n, k] = _fused(c, sh, s * ch)
+            cosine[n, k] = _fused(-s, sh, c * ch)
 
 
 def plan_headings(plans: FloatArray, heading: float) -> FloatArray:
@@ -283,7 +285,7 @@ def track_kernel(poses: FloatArray, ego: FloatArray, operator: FloatArray, out: 
             yaw_rate = next_yaw_rate
 
 
-@numba.njit(cache=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def reference_poses(reference: FloatArray, interval: IntArray, fraction: FloatArray) -> FloatArray:
     """A reference [R, 3] at the 41 official sample times, [41, 3]."""
     rows = reference.copy()
