@@ -55,8 +55,8 @@ def scores(official):
     nothing = np.zeros_like(one["nc"])
     return PDMScores(
         version="v2", tokens=tuple(official["tokens"].tolist()), score=nothing, comfort=official["hc"][:, None],
-        mult=one["nc"] * one["dac"] * one["ddc"] * one["tlc"], progress_raw=nothing, nc_idx=nothing, ttc_idx=nothing,
-        ref_progress_raw=nothing[:, 0], ref_mult=nothing[:, 0], valid=np.ones_like(nothing, dtype=bool), **one,
+        mult=one["nc"] * one["dac"] * one["ddc"] * one["tlc"], progress_raw=nothing, reverse=nothing, nc_idx=nothing,
+        ttc_idx=nothing, ref_progress_raw=nothing[:, 0], ref_mult=nothing[:, 0], valid=np.ones_like(nothing, dtype=bool), **one,
     )  # fmt: skip
 
 
