@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import sys
@@ -306,25 +307,29 @@ def test_a_prompt_is_a_chat_in_either_language() -> None:
     assert cut["attention_mask"][1, 0] == 0
 
 
-def reference_pixels(name: str, pixels: np.ndarray) -> Any:
-    """What transformers' own image processor makes of pictures, on this version; None where it cannot without torchvision."""
+def image_processor(name: str, folder: str, **options: Any) -> Any:
+    """transformers' own image processor, in the variant that this version has without torchvision."""
+    pil = VERSION >= (5, 4)
+    module = importlib.import_module(f"transformers.models.{folder}.image_processing_{'pil_' if pil else ''}{folder}")
+    return getattr(module, name + ("Pil" if pil else ""))(**options)
+
+
+def own_processor(family: str) -> Any:
+    """The image processor that the models of a family are released with, for tiny pictures."""
     half, square = [0.5] * 3, {"height": 56, "width": 56}
-    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     edges = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 56}}
-    qwen3 = {"min_pixels": 1, "patch_size": 16, "image_mean": half, "image_std": half}
-    module: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "qwen2_5_vl": ("qwen2_vl", "Qwen2VLImageProcessor", {"min_pixels": 1, "patch_size": 14}),
-        "qwen3_vl": ("qwen2_vl", "Qwen2VLImageProcessor", qwen3),
-        "paligemma": ("siglip", "SiglipImageProcessor", {"size": square}),
-        "internvl": ("got_ocr2", "GotOcr2ImageProcessor", {"size": square, "crop_to_patches": False, **imagenet}),
-        "idefics3": ("idefics3", "Idefics3ImageProcessor", {"do_image_splitting": False, **edges}),
-    }
-    folder, kind, options = module[name]
-    file = f"image_processing_{folder}" if VERSION < (5, 4) else f"image_processing_pil_{folder}"
-    processor = getattr(
-        importlib.import_module(f"transformers.models.{folder}.{file}"), kind + ("" if VERSION < (5, 4) else "Pil")
-    )
-    return processor(**options)(images=list(pixels), return_tensors="pt")
+    match family:
+        case "qwen2_5_vl":
+            return image_processor("Qwen2VLImageProcessor", "qwen2_vl", min_pixels=1, patch_size=14)
+        case "qwen3_vl":
+            more = {"image_mean": half, "image_std": half}
+            return image_processor("Qwen2VLImageProcessor", "qwen2_vl", min_pixels=1, patch_size=16, **more)
+        case "internvl":
+            more = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+            return image_processor("GotOcr2ImageProcessor", "got_ocr2", size=square, crop_to_patches=False, **more)
+        case "paligemma":
+            return image_processor("SiglipImageProcessor", "siglip", size=square)
+    return image_processor("Idefics3ImageProcessor", "idefics3", do_image_splitting=False, **edges)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "paligemma", "internvl", "idefics3"])
@@ -332,14 +337,29 @@ def test_pictures_are_prepared_as_the_models_own_processors_do(family: str) -> N
     model = shared(family, "tokens")
     height, width = model.spec.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    try:
-        wanted = reference_pixels(family, pixels)
-    except ImportError as e:
-        pytest.skip(f"transformers {transformers.__version__} has no such processor without torchvision: {e}")
+    wanted = own_processor(family)(images=list(pixels), return_tensors="pt")
     found = model.backbone.family.pack(torch.from_numpy(pixels)[None], torch.float32, teacher=False)
     torch.testing.assert_close(found["pixel_values"].flatten(), wanted["pixel_values"].flatten(), atol=1e-5, rtol=0)
     if "image_grid_thw" in wanted:
         assert torch.equal(found["image_grid_thw"], wanted["image_grid_thw"])
+
+
+@pytest.mark.parametrize("family", ["paligemma", "idefics3"])
+def test_prompts_are_made_as_the_models_own_processors_do(family: str) -> None:
+    """For the two whose processors can be had without torchvision; they add tokens, so they get a tokenizer of their own."""
+    model = shared(family, "tokens")
+    (given,) = some_inputs(1)
+    text, tokenizer, images = model.build_prompt(given), copy.deepcopy(model.tokenizer), own_processor(family)
+    if family == "paligemma":
+        images.image_seq_length = 16
+        if VERSION < (5, 0):  # it insists on the class
+            tokenizer.__class__ = transformers.GemmaTokenizerFast
+        processor = transformers.PaliGemmaProcessor(images, tokenizer)
+        text = text.removesuffix("\n").replace("<bos>", "")
+    else:
+        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
+    wanted = processor(text=[text], images=[[np.zeros((56, 56, 3), np.uint8)]], return_tensors="pt")["input_ids"]
+    assert torch.equal(draw(model, given).record["input_ids"], wanted)
 
 
 @pytest.mark.parametrize("family", sorted(SIZES))
