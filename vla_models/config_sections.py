@@ -183,6 +183,13 @@ class RewardConfig(Section):
     """Reward of an answer that is no plan (a language model wrote something else): a number, or exclude, which leaves it out of
     learning like an episode whose world failed. Both are counted."""
 
+    @field_validator("invalid", mode="before")
+    @classmethod
+    def _number_or_exclude(cls, value: Any) -> Any:
+        if value != "exclude" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError("give a number, or exclude")
+        return value
+
 
 class AlgorithmConfig(Section):
     """How plans and their rewards become a gradient."""

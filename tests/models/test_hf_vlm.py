@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,32 @@ def test_any_batch_is_one_generate_and_one_forward(monkeypatch: pytest.MonkeyPat
     model.backbone.model.register_forward_hook(lambda *_: calls.append("forward"))
     model.evaluate_actions(drawn.record, entropy=True, values=True)
     assert calls == ["g", "forward"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_rows_are_not_more_python(family: str) -> None:
+    """In our own code, that is: some vision towers of transformers loop over pictures where flash attention is missing."""
+    model = shared(family, "tokens")
+    record = draw(model, some_inputs(1), num_samples=8).record
+
+    def calls(rows: int) -> int:
+        part = {name: value[:rows] for name, value in record.items()}
+        count = 0
+
+        def counting(frame: Any, event: str, argument: Any) -> None:
+            nonlocal count
+            count += event == "call" and "vla_models" in frame.f_code.co_filename
+
+        with torch.no_grad():
+            model.evaluate_actions(part, entropy=True, values=True)
+            sys.setprofile(counting)
+            try:
+                model.evaluate_actions(part, entropy=True, values=True)
+            finally:
+                sys.setprofile(None)
+        return count
+
+    assert 10 < calls(8) == calls(2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -279,25 +307,29 @@ def test_a_prompt_is_a_chat_in_either_language() -> None:
     assert cut["attention_mask"][1, 0] == 0
 
 
-def reference_pixels(name: str, pixels: np.ndarray) -> Any:
-    """What transformers' own image processor makes of pictures, on this version; None where it cannot without torchvision."""
+def image_processor(name: str, folder: str, **options: Any) -> Any:
+    """transformers' own image processor, in the variant that this version has without torchvision."""
+    pil = VERSION >= (5, 4)
+    module = importlib.import_module(f"transformers.models.{folder}.image_processing_{'pil_' if pil else ''}{folder}")
+    return getattr(module, name + ("Pil" if pil else ""))(**options)
+
+
+def own_processor(family: str) -> Any:
+    """The image processor that the models of a family are released with, for tiny pictures."""
     half, square = [0.5] * 3, {"height": 56, "width": 56}
-    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     edges = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 56}}
-    qwen3 = {"min_pixels": 1, "patch_size": 16, "image_mean": half, "image_std": half}
-    module: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "qwen2_5_vl": ("qwen2_vl", "Qwen2VLImageProcessor", {"min_pixels": 1, "patch_size": 14}),
-        "qwen3_vl": ("qwen2_vl", "Qwen2VLImageProcessor", qwen3),
-        "paligemma": ("siglip", "SiglipImageProcessor", {"size": square}),
-        "internvl": ("got_ocr2", "GotOcr2ImageProcessor", {"size": square, "crop_to_patches": False, **imagenet}),
-        "idefics3": ("idefics3", "Idefics3ImageProcessor", {"do_image_splitting": False, **edges}),
-    }
-    folder, kind, options = module[name]
-    file = f"image_processing_{folder}" if VERSION < (5, 4) else f"image_processing_pil_{folder}"
-    processor = getattr(
-        importlib.import_module(f"transformers.models.{folder}.{file}"), kind + ("" if VERSION < (5, 4) else "Pil")
-    )
-    return processor(**options)(images=list(pixels), return_tensors="pt")
+    match family:
+        case "qwen2_5_vl":
+            return image_processor("Qwen2VLImageProcessor", "qwen2_vl", min_pixels=1, patch_size=14)
+        case "qwen3_vl":
+            more = {"image_mean": half, "image_std": half}
+            return image_processor("Qwen2VLImageProcessor", "qwen2_vl", min_pixels=1, patch_size=16, **more)
+        case "internvl":
+            more = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+            return image_processor("GotOcr2ImageProcessor", "got_ocr2", size=square, crop_to_patches=False, **more)
+        case "paligemma":
+            return image_processor("SiglipImageProcessor", "siglip", size=square)
+    return image_processor("Idefics3ImageProcessor", "idefics3", do_image_splitting=False, **edges)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "paligemma", "internvl", "idefics3"])
@@ -305,14 +337,30 @@ def test_pictures_are_prepared_as_the_models_own_processors_do(family: str) -> N
     model = shared(family, "tokens")
     height, width = model.spec.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    try:
-        wanted = reference_pixels(family, pixels)
-    except ImportError as e:
-        pytest.skip(f"transformers {transformers.__version__} has no such processor without torchvision: {e}")
-    found = model.family.pack(torch.from_numpy(pixels)[None], torch.float32, teacher=False)
+    wanted = own_processor(family)(images=list(pixels), return_tensors="pt")
+    found = model.backbone.family.pack(torch.from_numpy(pixels)[None], torch.float32, teacher=False)
     torch.testing.assert_close(found["pixel_values"].flatten(), wanted["pixel_values"].flatten(), atol=1e-5, rtol=0)
     if "image_grid_thw" in wanted:
         assert torch.equal(found["image_grid_thw"], wanted["image_grid_thw"])
+
+
+@pytest.mark.parametrize("family", ["paligemma", "idefics3"])
+def test_prompts_are_made_as_the_models_own_processors_do(family: str) -> None:
+    """For the two whose processors can be had without torchvision; they add tokens, so they get a tokenizer of their own."""
+    model = shared(family, "tokens")
+    (given,) = some_inputs(1)
+    text, tokenizer, images = model.build_prompt(given), copy.deepcopy(model.tokenizer), own_processor(family)
+    if family == "paligemma":
+        images.image_seq_length = 16
+        if VERSION < (5, 0):  # it insists on the class
+            tokenizer.__class__ = transformers.GemmaTokenizerFast
+            tokenizer.__dict__.update(_add_bos_token=False, _add_eos_token=False)
+        processor = transformers.PaliGemmaProcessor(images, tokenizer)
+        text = text.removesuffix("\n").replace("<bos>", "")
+    else:
+        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
+    wanted = processor(text=[text], images=[[np.zeros((56, 56, 3), np.uint8)]], return_tensors="pt")["input_ids"]
+    assert torch.equal(draw(model, given).record["input_ids"], wanted)
 
 
 @pytest.mark.parametrize("family", sorted(SIZES))
@@ -321,13 +369,13 @@ def test_positions_of_qwen_are_its_own_and_a_film_is_its_pictures(family: str) -
     model = make(family, cameras=("a", "b"))
     record = draw(model, some_inputs(3, cameras=("a", "b"))).record
     ids, mask = record["input_ids"], record["attention_mask"]
-    apart = model.family.pack(record["pixel_values"], torch.float32, teacher=False)
-    more = model.family.generation(ids, mask)
+    apart = model.backbone.family.pack(record["pixel_values"], torch.float32, teacher=False)
+    more = model.backbone.family.generation(ids, mask)
     inner = model.backbone.model.model
     theirs, _ = inner.get_rope_index(ids, image_grid_thw=apart["image_grid_thw"], attention_mask=mask, **more)
-    ours = model.family.layout(ids, mask.bool(), mask.bool(), torch.float32)["position_ids"]
+    ours = model.backbone.family.layout(ids, mask.bool(), mask.bool(), torch.float32)["position_ids"]
     assert torch.equal(ours.where(mask.bool(), 0), theirs.where(mask.bool(), 0))
-    film = model.family.pack(record["pixel_values"], torch.float32, teacher=True)
+    film = model.backbone.family.pack(record["pixel_values"], torch.float32, teacher=True)
     assert film["image_grid_thw"].shape == (1, 3)
 
     def features(packed: dict[str, Tensor]) -> Tensor:
@@ -355,7 +403,7 @@ def test_a_family_that_nobody_listed(tmp_path: Path) -> None:
     weights.save_pretrained(tmp_path)
     Base("llava", config, tokenizer, {}).save(tmp_path)
     model = create_model("hf_vlm", model_path=tmp_path)
-    assert model.family.tokens_per_image == 16
+    assert model.backbone.family.tokens_per_image == 16
     drawn = draw(model, some_inputs(2), num_samples=2)
     torch.testing.assert_close(model.evaluate_actions(drawn.record)["logprobs"], drawn.logprobs, atol=1e-5, rtol=0)
 
@@ -412,13 +460,13 @@ def test_lora_is_saved_merged_and_exported(tmp_path: Path) -> None:
 
     # The export is what transformers itself, and any server on it, reads: the same logits, with no part of ours.
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "plain").eval()
-    model.family.prepare(theirs)  # 5.3.0 misplaces pictures
+    model.backbone.family.prepare(theirs)  # 5.3.0 misplaces pictures
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
     prompt = {k: drawn.record[k][:1] for k in ("input_ids", "attention_mask", "pixel_values")}
     assert tokenizer.decode(drawn.record["completion_ids"][0]).startswith("<action_")
-    packed = model.family.pack(prompt["pixel_values"], torch.float32, teacher=False)
+    packed = model.backbone.family.pack(prompt["pixel_values"], torch.float32, teacher=False)
     with torch.no_grad():
-        more = model.family.generation(prompt["input_ids"], prompt["attention_mask"])
+        more = model.backbone.family.generation(prompt["input_ids"], prompt["attention_mask"])
         logits = theirs(input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], **packed, **more).logits
     torch.testing.assert_close(logits[:, -1:], merged(**prompt).logits, atol=1e-3, rtol=0)
 

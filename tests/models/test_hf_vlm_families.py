@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vlm_cases import CASES, draw, make, shared, some_inputs, vision
+from vlm_cases import CASES, FAMILIES, draw, make, shared, some_inputs, vision
 
 from vla_models.interface import VLAForDriving
 
@@ -110,3 +110,17 @@ def test_saving_and_loading_keeps_the_plan(family: str, head: str, tmp_path: Pat
         assert np.array_equal(before.waypoints, after.waypoints)
         torch.testing.assert_close(before.logprobs, after.logprobs, atol=1e-6, rtol=0)
         torch.testing.assert_close(before.values, after.values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_codes_than_the_vocabulary_has_room_for(family: str, tmp_path: Path) -> None:
+    model = make(family, {"type": "tokens", "codebook": {"trajectories": 1500}})
+    assert len(model.backbone.model.get_input_embeddings().weight) > 2000
+    with torch.no_grad():
+        model.codebook.anchors.copy_(torch.randn(1500, 8, 3))
+    drawn = draw(model, some_inputs(2), num_samples=3)
+    assert drawn.record["completion_ids"].shape == (6, 1)
+    torch.testing.assert_close(model.evaluate_actions(drawn.record)["logprobs"], drawn.logprobs, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = VLAForDriving.from_pretrained(tmp_path / "saved")
+    assert np.array_equal(draw(loaded, some_inputs(2), num_samples=3).waypoints, drawn.waypoints)

@@ -64,9 +64,10 @@ def test_a_run_learns_is_kept_and_goes_on(model: dict[str, Any], tmp_path: Path,
     def interrupted(self: Trainer, *args: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_enter_rl", interrupted)
-        run(tmp_path / "broken", **model)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken", **model)
     assert run(tmp_path / "broken", **model) == rows
 
 

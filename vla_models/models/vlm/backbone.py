@@ -23,7 +23,8 @@ VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 class ActionTokens(nn.Module):
     """Embedding and output rows of the tokens ``ids`` [A], in place of the base model's own.
 
-    New tokens (``fresh`` bool [A]) begin at the mean of the table with a little noise; others as the base model has them.
+    New tokens (``fresh`` bool [A]) begin at the mean of the table with a little noise; others as the base model has them. The
+    tables are float32 whatever the base weights are, so that small steps of learning are not lost.
     """
 
     slot: Tensor
@@ -171,9 +172,9 @@ def _rows(table: Tensor, ids: Tensor, fresh: Tensor) -> Tensor:
     known = torch.ones(len(table), dtype=torch.bool)
     known[ids[fresh]] = False
     known = known.to(table.device)
-    rows = table.detach()[ids.to(table.device)].clone()
+    rows = table.detach()[ids.to(table.device)].float()
     mean = table.detach()[known].float().mean(0)
     spread = table.detach()[known].float().std(0, correction=0).mean()
     drawn = mean + 0.5 * spread * torch.randn(int(fresh.sum()), table.shape[1]).to(table.device)
-    rows[fresh.to(table.device)] = drawn.to(rows.dtype)
+    rows[fresh.to(table.device)] = drawn
     return rows

@@ -33,8 +33,15 @@ class Base:
 
     def save(self, folder: Path) -> None:
         """Write config, tokenizer, chat template and picture settings into ``folder``; ``read_base`` reads them offline."""
+        from transformers.utils import logging
+
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.save_pretrained(folder)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # it compares with the defaults of the config's class, and complains about those
+        try:
+            self.config.save_pretrained(folder)
+        finally:
+            logging.set_verbosity(verbosity)
         self.tokenizer.save_pretrained(folder)
         (folder / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 

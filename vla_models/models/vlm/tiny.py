@@ -25,7 +25,7 @@ _TEXT: Final = {
 }  # fmt: skip
 _TOWER: Final = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _SIGLIP: Final = {**_TOWER, "num_channels": 3, "image_size": 56, "patch_size": 14}
-_MROPE: Final = {"rope_type": "default", "type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+_MROPE: Final = {"rope_type": "default", "type": "default", "mrope_section": [2, 3, 3]}
 
 _CHAT: Final = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -48,13 +48,13 @@ def _families() -> dict[str, dict[str, Any]]:
     qwen3 = _qwen_vision(patch_size=16, deepstack_visual_indexes=[0], num_position_embeddings=64)
     return {
         "qwen2_5_vl": {
-            "text_config": {**_TEXT, "model_type": "qwen2_5_vl_text", "rope_parameters": _MROPE, "rope_scaling": _MROPE},
+            "text_config": {**_TEXT, "model_type": "qwen2_5_vl_text", "rope_scaling": _MROPE, "rope_theta": 10000.0},
             "vision_config": qwen25,
         },
         "qwen3_vl": {
             "text_config": {
-                **_TEXT, "model_type": "qwen3_vl_text", "head_dim": 16, "rope_parameters": _MROPE | {"mrope_interleaved": True},
-                "rope_scaling": _MROPE | {"mrope_interleaved": True},
+                **_TEXT, "model_type": "qwen3_vl_text", "head_dim": 16, "rope_theta": 10000.0,
+                "rope_scaling": {**_MROPE, "mrope_interleaved": True},
             },
             "vision_config": qwen3,
         },
