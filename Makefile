@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help train test lint setup report clean
+.PHONY: help train test lint setup env-rlinf test-rlinf report clean
 
 help: ## what can be typed here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -18,6 +18,14 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+env-rlinf: ## build the environment of framework rlinf (once, outside the clone) and say how to use it
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh rlinf) && \
+	  echo "PYTHONPATH=$$PWD $$python -m vla_models train configs/navsim_quick.yaml framework=rlinf"
+
+test-rlinf: ## run the contract suite and RLinf's own runner against the real package
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh rlinf) && \
+	  VLA_MODELS_REQUIRE=rlinf PYTHONPATH=$$PWD $$python -m pytest tests/frameworks/rlinf -q --durations=5
 
 setup: $(INSTALLED) ## build .venv (train and test do it by themselves)
 
