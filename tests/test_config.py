@@ -85,6 +85,16 @@ def test_model_sections_become_constructor_arguments() -> None:
     }
 
 
+def test_a_head_and_its_adapters_have_their_options() -> None:
+    lora = {"base_model": "x", "lora_enabled": True, "lora": {"rank": 4, "targets": ["q_proj"]}}
+    head = {"type": "flow", "steps": 8, "chosen_steps": 2, "eta": 0.4, "space": "waypoints"}
+    arguments = VLAConfig.from_dict({"model": {"language_model": lora, "policy_head": head}}).model.arguments()
+    assert arguments["policy_head"] == head
+    assert arguments["language_model"]["lora"] == {"rank": 4, "alpha": 16.0, "dropout": 0.0, "targets": ["q_proj"]}
+    assert VLAConfig.from_dict({}).environment.dataset == "navsim-procedural"
+    assert VLAConfig.from_dict({"environment": {"train_store": "logs.arrow"}}).environment.dataset == "logs.arrow"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-4", 1e-4), ("-1E+3", -1000.0), (".5e1", 5.0), ("1.e2", 100.0), ("12", 12), ("0x1f", 31), ("e5", "e5"), ("1e", "1e")],
@@ -130,6 +140,9 @@ def test_scientific_notation_is_a_number(text: str, value: Any) -> None:
         ({"environment": {"train_scenes": 8}}, "training.scenes_per_step: at most environment.train_scenes (8)"),
         ({"model": {"policy_head": {"type": "waypoint", "action_dim": 7}}}, "action_dim: … a multiple of 3 or null"),
         ({"model": {"vision_encoder": {}}}, "model.vision_encoder.type: this key is missing; its section needs it"),
+        ({"model": {"policy_head": {"type": "flow", "steps": 0}}}, "policy_head.steps: got 0 (int); expected an integer >= 1"),
+        ({"model": {"policy_head": {"type": "flow", "eta": 1.5}}}, "policy_head.eta: got 1.5 (float); expected a number > 0.0"),
+        ({"model": {"language_model": {"base_model": "x", "lora": {"rank": 0}}}}, "lora.rank: got 0 (int)"),
         ({"model": {"options": {"policy_head": 1}}}, "model.options.policy_head: … belongs one level up"),
         ({"name": "a b"}, "name: got 'a b' (str); expected a string matching"),
         ({"seed": -1}, "seed: got -1 (int); expected an integer >= 0"),

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_models.control import CLIP_DELTA, MAX_THROTTLE, PID, WaypointController
+from vla_models.control import CLIP_DELTA, MAX_THROTTLE, PID, PlanTracker, Vehicle, WaypointController
 from vla_models.errors import PlanError
+from vla_models.interface import VLAForDriving, VLASpec
 
 
 def straight(speed: float, steps: int = 8, dt: float = 0.5, bend: float = 0.0) -> npt.NDArray[np.float64]:
@@ -115,3 +116,76 @@ def test_plans_may_be_batched_by_one_or_lack_headings() -> None:
     want = WaypointController().control(straight(5.0), {"speed": 4.0})
     assert WaypointController().control(straight(5.0)[None], {"speed": 4.0}) == want
     assert WaypointController().control(straight(5.0)[:, :2], {"speed": 4.0}) == want
+
+
+# -- the tracker -----------------------------------------------------------------------------------------------------------
+
+
+def drive(
+    plan: npt.NDArray[np.float64], speed: float, seconds: float, dt: float = 0.5, slope: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """Poses and speeds [n, 4] of a kinematic bicycle every 0.1 s, which one plan leads all the way; ``slope`` in m/s²."""
+    car, tracker = Vehicle(), PlanTracker(dt)
+    x = y = heading = 0.0
+    rows = []
+    for k in range(round(seconds / 0.1)):
+        state = {"speed": speed, "elapsed": 0.1 * k, "pose": (x, y, heading)}
+        c = tracker.control(plan, state)
+        pull = c["throttle"] * car.full_throttle - c["brake"] * car.full_brake - car.drag * speed - slope
+        curvature = -np.tan(c["steer"] * car.full_lock) / car.wheelbase
+        speed = max(speed + 0.1 * pull, 0.0)
+        heading += 0.1 * speed * curvature
+        x, y = x + 0.1 * speed * np.cos(heading), y + 0.1 * speed * np.sin(heading)
+        rows.append((x, y, heading, speed))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("dt", [0.25, 0.5])
+@pytest.mark.parametrize("bend", [0.0, 0.04, -0.08])
+def test_the_tracker_stays_near_the_plan(bend: float, dt: float) -> None:
+    t = dt * np.arange(1, round(4 / dt) + 1)
+    s = 5.0 * t
+    plan = np.stack([s * np.sinc(bend * s / 2 / np.pi) * f(bend * s / 2) for f in (np.cos, np.sin)], axis=1)
+    driven = drive(plan, 5.0, 4.0, dt)
+    at = np.stack([np.interp(0.1 * np.arange(1, 41), [0, *t], [0, *plan[:, j]]) for j in (0, 1)], axis=1)
+    assert np.linalg.norm(driven[:, :2] - at, axis=1).max() < 0.5
+
+
+def test_the_tracker_changes_speed_as_planned_and_holds_it_uphill() -> None:
+    assert drive(straight(8.0, steps=16), 4.0, 8.0)[-1, 3] == pytest.approx(8.0, abs=0.3)
+    stopping = np.stack([np.array([3.0, 4.5, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0]), np.zeros(8)], axis=1)
+    assert drive(stopping, 6.0, 4.0)[-1, 3] < 0.05
+    uphill = drive(np.vstack([straight(5.0, steps=16)]), 5.0, 8.0, slope=0.6)
+    assert uphill[-1, 3] == pytest.approx(5.0, abs=0.25)
+
+
+def test_the_tracker_stands_where_the_plan_does_and_forgets() -> None:
+    tracker = PlanTracker()
+    assert tracker.control(straight(0.0), {"speed": 0.2}) == {"steer": 0.0, "throttle": 0.0, "brake": 1.0}
+    first = tracker.control(straight(5.0), {"speed": 3.0})
+    assert tracker.control(straight(5.0), {"speed": 3.0}) != first
+    tracker.reset()
+    assert tracker.control(straight(5.0), {"speed": 3.0}) == first
+
+
+@given(st.floats(0, 30), st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=2, max_size=8))
+def test_the_tracker_gives_controls_that_a_car_takes(speed: float, points: list[tuple[float, float]]) -> None:
+    controls = PlanTracker().control(np.array(points), {"speed": speed})
+    assert -1.0 <= controls["steer"] <= 1.0
+    assert 0.0 <= controls["throttle"] <= 1.0
+    assert 0.0 <= controls["brake"] <= 1.0
+    assert controls["throttle"] * controls["brake"] == 0.0
+
+
+def test_the_spec_names_the_controller() -> None:
+    class Driver(VLAForDriving):
+        def __init__(self, controller: str) -> None:
+            self.spec = VLASpec(horizon=8, dt=0.5, controller=controller)
+
+    state = {"speed": 4.0}
+    for name, made in (("pid", WaypointController()), ("tracker", PlanTracker())):
+        assert Driver(name).waypoints_to_controls(straight(6.0), state) == made.control(straight(6.0), state)
+    with pytest.raises(PlanError, match="Did you mean 'tracker'"):
+        Driver("traker").waypoints_to_controls(straight(6.0), state)
+    with pytest.raises(PlanError, match="at least"):
+        PlanTracker().control(straight(6.0)[:1], state)

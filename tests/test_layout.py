@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "vla_models"
 LEVELS: list[set[str]] = [
     {"errors", "files", "geometry"},
     {"scenes", "yaml_source"},
-    {"inputs", "pretrained", "config_errors"},
+    {"inputs", "pretrained", "config_errors", "lora"},
     {"scoring", "simulation", "render", "control"},
     {"envs", "interface"},
     {"heads", "model_registry"},

@@ -30,6 +30,19 @@ class VisionEncoderConfig(Section):
     """Name or folder of pretrained weights."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (peft)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Of each adapter's two factors."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """An adapter's result counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of an adapter's input, while imitating (RL replays probabilities, and leaves dropout out)."""
+    targets: list[str] = Field(default_factory=list)
+    """Ends of the names of the linear layers that get one ("q_proj", …); left out, all."""
+
+
 class LanguageModelConfig(Section):
     """What the model reads and thinks with; passed to its constructor as the dict ``language_model``."""
 
@@ -37,15 +50,31 @@ class LanguageModelConfig(Section):
     """Name or folder of the base model ("gpt2", …)."""
     lora_enabled: bool = False
     """Train low-rank adapters and leave the base weights as they are."""
+    lora: LoraConfig | None = None
+    """How the adapters are made, where ``lora_enabled``."""
 
 
 class PolicyHeadConfig(Section):
     """How the model decides; passed to its constructor as the dict ``policy_head``."""
 
     type: str
-    """Kind of head, as the model names it ("waypoint", "tokens", …)."""
+    """Kind of head, as the model names it. Those of this package: tokens, gaussian, waypoint, flow, ddim (docs/models.md)."""
     action_dim: int | None = Field(default=None, gt=0, multiple_of=3)
     """Numbers in a plan: three (x, y, heading) for each waypoint, so 15 is five waypoints."""
+    codebook: str | None = None
+    """tokens: "kinematic", "bins" (256 a coordinate), or a file that ``vla-models codebook`` wrote."""
+    space: str | None = None
+    """gaussian, flow, ddim: what an action is, "controls" (acceleration and steering, integrated) or "waypoints"."""
+    sigma: float | None = Field(default=None, gt=0.0)
+    """gaussian, waypoint: a fixed standard deviation, in units of the data's; left out, it is learned."""
+    squash: bool | None = None
+    """gaussian, waypoint: keep actions within 4 standard deviations of the data by a tanh."""
+    steps: int | None = Field(default=None, ge=1)
+    """flow, ddim: denoising steps in a decision."""
+    chosen_steps: int | None = Field(default=None, ge=1)
+    """flow, ddim: how many of them are stochastic and learned from; left out, all."""
+    eta: float | None = Field(default=None, gt=0.0, le=1.0)
+    """flow, ddim: share of the noise that a stochastic step draws afresh."""
 
 
 class ModelConfig(Section):
@@ -62,9 +91,10 @@ class ModelConfig(Section):
     """Further keyword arguments of the model's constructor."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``create_model`` beside ``model_path``: ``options``, and as dicts the sections that are set."""
+        """Keyword arguments for ``create_model`` beside ``model_path``: ``options``, and as dicts the sections
+        that are set (of these, the keys that are)."""
         sections = {key: getattr(self, key) for key in ("vision_encoder", "language_model", "policy_head")}
-        return {**{k: v.model_dump() for k, v in sections.items() if v is not None}, **self.options}
+        return {**{k: v.model_dump(exclude_none=True) for k, v in sections.items() if v is not None}, **self.options}
 
 
 class CameraConfig(Section):
@@ -89,8 +119,10 @@ class EnvironmentConfig(Section):
     """CARLA towns whose roads training scenes are cut from."""
     heldout_towns: list[str] = ["Town02", "Town06", "Town10HD"]
     """Towns for evaluation; none may be among ``train_towns``."""
+    train_store: str | None = None
+    """A scene store to train on, all of it, instead of generated scenes."""
     train_scenes: int = Field(default=1000, ge=1)
-    """Scenes to train on."""
+    """Generated scenes to train on."""
     heldout_scenes: int = Field(default=200, ge=1)
     """Scenes to evaluate on."""
     scenes_seed: int = Field(default=0, ge=0)
@@ -98,6 +130,11 @@ class EnvironmentConfig(Section):
     score_version: Literal["v1", "v2"] = "v1"
     """NavSim's score: v1 (PDMS) or v2 (EPDMS)."""
     camera: CameraConfig = CameraConfig()
+
+    @property
+    def dataset(self) -> str:
+        """The name under which models keep the statistics of the training scenes."""
+        return self.train_store or f"{self.type}-{self.backend}"
 
     @field_validator("type")
     @classmethod

@@ -29,6 +29,10 @@ class PlanError(VLAModelsError, ValueError):
     """A plan has the wrong shape or is not finite; the message names the rows."""
 
 
+class PromptError(VLAModelsError, ValueError):
+    """A prompt is longer than the model reads; the message has both lengths."""
+
+
 class CheckpointError(VLAModelsError, RuntimeError):
     """A checkpoint is missing, corrupt or belongs to another model."""
 

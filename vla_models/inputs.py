@@ -35,7 +35,8 @@ class VLASpec:
     """What a model is, as far as environments, heads and frameworks must know."""
 
     head: str = "waypoints"
-    """How plans are made: "tokens", "gaussian", "flow", or "waypoints" for a model without a distribution."""
+    """How plans are made: "tokens", "gaussian", "waypoint", "flow", "ddim" (room ``heads``), or "waypoints" for a model
+    without a distribution."""
     horizon: int = 5
     """T: poses in a plan."""
     dt: float = 0.5
@@ -46,6 +47,8 @@ class VLASpec:
     """(height, width) to which each picture is brought."""
     history: int = 1
     """Frames per camera that it looks at (1: only the present)."""
+    controller: str = "pid"
+    """What turns its plans into steer, throttle and brake: "pid" (Bench2Drive's own) or "tracker" (``control``)."""
     has_value: bool = False
     """Whether ``evaluate_actions(values=True)`` and predictions give state values (PPO needs them)."""
 

@@ -10,13 +10,13 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from vla_models.errors import CheckpointError, NotImplementedByModel, PlanError, SceneError, VLAModelsError
+from vla_models.errors import CheckpointError, NotImplementedByModel, PlanError, SceneError, VLAModelsError, did_you_mean
 from vla_models.inputs import (
     EGO_FEATURES,
     Images,
@@ -31,7 +31,7 @@ from vla_models.inputs import (
 from vla_models.pretrained import load_weights, read_config, remember_arguments, write_model
 
 if TYPE_CHECKING:
-    from vla_models.control import WaypointController
+    from vla_models.control import Controller
 
 __all__ = [
     "EGO_FEATURES", "Images", "VLAForDriving", "VLAInput", "VLAInterface", "VLAOutput", "VLAPrediction", "VLASpec",
@@ -52,6 +52,10 @@ class VLAInterface(torch.nn.Module):
 
     spec: VLASpec = DEFAULT_SPEC
     """What the model is; set it in the class or in ``__init__``."""
+    statistics: dict[str, dict[str, Any]]
+    """Normalisation statistics by data set, JSON values: what the head measured in its plans. Saved with the model."""
+    value_prefix: ClassVar[str] = "value."
+    """Weights whose names begin so are the value head's: ``save_pretrained`` keeps them apart from the policy's."""
     _constructor_arguments: dict[str, Any]
     _reference: dict[str, torch.Tensor] | None
     _needed: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -64,6 +68,7 @@ class VLAInterface(torch.nn.Module):
         torch.nn.Module.__init__(self)
         self._constructor_arguments = remember_arguments(cls, args, kwargs)
         self._reference = None
+        self.statistics = {}
         return self
 
     def __init__(self, model_path: str | Path | None = None) -> None:
@@ -115,6 +120,20 @@ class VLAInterface(torch.nn.Module):
         """
         raise self._lacks("evaluate_actions", "be trained")
 
+    def imitation_loss(self, record: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What imitation minimises over a record that ``record_from_plans`` made: a scalar with a gradient.
+
+        The default is the mean negative log-likelihood per action. A model whose likelihood has no closed form (flow matching,
+        diffusion) has a loss of its own; what it draws for it comes from torch's global generator.
+        """
+        out = self.evaluate_actions(record)
+        counted = torch.where(out["mask"], out["logprobs"], torch.zeros_like(out["logprobs"]))
+        return -(counted.sum() / out["mask"].sum().clamp(min=1))
+
+    def plan_normaliser(self) -> Any | None:
+        """What turns plans into a head's units, if anything: it has ``measure(plans, speed)`` and ``normalise(statistics)``."""
+        return None
+
     # -- what follows from it --------------------------------------------------------------------------------------------
 
     def encode_multimodal(self, text: str | list[str], images: Any) -> dict[str, Any]:
@@ -139,6 +158,29 @@ class VLAInterface(torch.nn.Module):
 
     def _lacks(self, method: str, purpose: str) -> NotImplementedByModel:
         return NotImplementedByModel(f"{type(self).__name__} cannot {purpose}: it does not implement {method}")
+
+    # -- normalisation statistics ----------------------------------------------------------------------------------------
+
+    def fit_statistics(self, dataset: str, plans: npt.NDArray[Any], speed: npt.NDArray[Any]) -> None:
+        """Normalise plans as those of ``dataset`` are: plans [N, T, 3], driven from speeds [N]. A data set that the model knows
+        is not measured again."""
+        normaliser = self.plan_normaliser()
+        if normaliser is None:
+            return
+        if dataset not in self.statistics:
+            found = normaliser.measure(torch.as_tensor(plans), torch.as_tensor(speed))
+            if not found:
+                return
+            self.statistics[dataset] = found
+        self.use_statistics(dataset)
+
+    def use_statistics(self, dataset: str) -> None:
+        """Normalise with the statistics of ``dataset``, one of ``statistics``."""
+        if dataset not in self.statistics:
+            raise VLAModelsError(f"there are no statistics of {dataset!r}; {did_you_mean(dataset, self.statistics)}")
+        normaliser = self.plan_normaliser()
+        if normaliser is not None:
+            normaliser.normalise(self.statistics[dataset])
 
     # -- reference weights -----------------------------------------------------------------------------------------------
 
@@ -195,10 +237,22 @@ class VLAInterface(torch.nn.Module):
         return dict(self._constructor_arguments)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors`` and ``config.json`` (class, registered name, constructor arguments) into ``folder``."""
+        """Write ``model.safetensors``, ``value_head.safetensors`` (if there is one) and ``config.json`` (class, registered
+        name, constructor arguments, normalisation statistics) into ``folder``."""
         from vla_models.model_registry import VLAModelRegistry
 
-        return write_model(self, Path(folder), VLAModelRegistry.name_of(type(self)), self.constructor_arguments())
+        name = VLAModelRegistry.name_of(type(self))
+        arguments = self.constructor_arguments()
+        return write_model(self, Path(folder), name, arguments, statistics=self.statistics, value_prefix=self.value_prefix)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, message: str = "Upload a driving VLA") -> str:
+        """Save the model and upload its folder to the Hugging Face Hub as ``repository`` ("owner/name", made if missing).
+
+        Returns the address. The token is the one that ``hf auth login`` or HF_TOKEN gave.
+        """
+        from vla_models.pretrained import upload_model
+
+        return upload_model(self.save_pretrained, repository, private=private, message=message)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:
@@ -226,7 +280,8 @@ class VLAInterface(torch.nn.Module):
             raise CheckpointError(
                 f"{str(folder)!r}: {built.__name__} does not take the arguments in its config.json: {e}"
             ) from e
-        load_weights(model, Path(folder))
+        load_weights(model, Path(folder), cls.value_prefix)
+        model.statistics = dict(config.get("statistics", {}))
         return model
 
 
@@ -338,10 +393,10 @@ class VLAForDriving(VLAInterface):
         return "\n".join(lines)
 
     def waypoints_to_controls(self, waypoints: Any, current_state: Mapping[str, Any]) -> dict[str, float]:
-        """Plan [T, 3] and the present ``speed`` -> {"steer", "throttle", "brake"}, by Bench2Drive's PID.
+        """Plan [T, 3] and the present ``speed`` -> {"steer", "throttle", "brake"}, by the controller that the spec names.
 
         The controller remembers past errors: one model drives one vehicle through it; call ``reset_controls`` when an episode
-        starts. For several vehicles, use a ``vla_models.control.WaypointController`` for each.
+        starts. For several vehicles, use a ``vla_models.control.make_controller`` for each.
         """
         return self._controller().control(waypoints, current_state)
 
@@ -349,13 +404,15 @@ class VLAForDriving(VLAInterface):
         """Forget the errors of the past episode."""
         self._controller().reset()
 
-    def _controller(self) -> WaypointController:
-        from vla_models.control import WaypointController
+    def _controller(self) -> Controller:
+        from vla_models.control import make_controller
 
-        controller: WaypointController | None = self.__dict__.get("_waypoint_controller")
-        if controller is None or controller.dt != self.spec.dt:
-            controller = self.__dict__["_waypoint_controller"] = WaypointController(dt=self.spec.dt)
-        return controller
+        wanted = (self.spec.controller, self.spec.dt)
+        made, controller = self.__dict__.get("_made_controller", (None, None))
+        if made != wanted or controller is None:
+            controller = make_controller(*wanted)
+            self.__dict__["_made_controller"] = (wanted, controller)
+        return cast("Controller", controller)
 
 
 def _adapted_modules(model: torch.nn.Module) -> list[Any]:

@@ -1,7 +1,8 @@
-"""Model checkpoints: a folder with ``model.safetensors`` and ``config.json``. Never pickle.
+"""Model checkpoints: a folder with ``model.safetensors`` and ``config.json``, and ``value_head.safetensors``. Never pickle.
 
-``config.json`` has the format's name, the class, the registered name and the constructor's arguments; loading calls the
-constructor with them and then demands that weights and model agree key by key.
+``config.json`` has the format's name, the class, the registered name, the constructor's arguments and the normalisation
+statistics of each data set; loading calls the constructor and then demands that weights and model agree key by key. The value
+head lies apart: who only drives does not need it, and the folder can be published without.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import tempfile
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vla_models.errors import CheckpointError
+from vla_models.errors import CheckpointError, MissingDependency
 from vla_models.files import atomic_path
 
 FORMAT = "vla-model/1"
 """Value of "format" in config.json; other folders are not ours."""
 WEIGHTS = "model.safetensors"
+VALUE_WEIGHTS = "value_head.safetensors"
 CONFIG = "config.json"
 
 
@@ -67,10 +71,19 @@ def is_checkpoint(folder: str | Path) -> bool:
         return False
 
 
-def write_model(model: torch.nn.Module, folder: Path, name: str | None, arguments: Mapping[str, Any]) -> Path:
+def write_model(
+    model: torch.nn.Module,
+    folder: Path,
+    name: str | None,
+    arguments: Mapping[str, Any],
+    *,
+    statistics: Mapping[str, Any],
+    value_prefix: str,
+) -> Path:
     """Write ``model`` into ``folder`` (made if missing; other files in it are left alone). Returns ``folder``.
 
-    name: under which the class is registered, or None; arguments: of the constructor.
+    name: under which the class is registered, or None; arguments: of the constructor; statistics: of normalisation, by data
+    set; value_prefix: how the names of the value head's weights begin.
     """
     kind = type(model).__name__
     for argument, value in arguments.items():
@@ -80,25 +93,34 @@ def write_model(model: torch.nn.Module, folder: Path, name: str | None, argument
                 "hold; override constructor_arguments() to return JSON values"
             )
     config = {"format": FORMAT, "model": name, "class": kind, "arguments": dict(arguments)}
+    config |= {"statistics": dict(statistics)} if statistics else {}
     tensors, aliases = _tensors(model)
-    metadata = {"format": "pt", "aliases": json.dumps(aliases)}
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    value = {name: tensors.pop(name) for name in list(tensors) if name.startswith(value_prefix)}
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"cannot save into {str(folder)!r}: it is a file")
+
+    def write(into: Path, mark: str = "") -> list[str]:
+        save_file(tensors, into / (WEIGHTS + mark), {"format": "pt", "aliases": json.dumps(aliases)})
+        if value:
+            save_file(value, into / (VALUE_WEIGHTS + mark), {"format": "pt"})
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (into / (CONFIG + mark)).write_text(text, encoding="utf-8")
+        return [WEIGHTS, *([VALUE_WEIGHTS] if value else []), CONFIG]
+
     if not folder.exists():
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file(tensors, temporary / WEIGHTS, metadata)
-            (temporary / CONFIG).write_text(text, encoding="utf-8")
+            write(temporary)
         return folder
-    mark = f".{uuid.uuid4().hex[:8]}.tmp"  # both files are complete before either takes its place
+    mark = f".{uuid.uuid4().hex[:8]}.tmp"  # all files are complete before one takes its place
     try:
-        save_file(tensors, folder / (WEIGHTS + mark), metadata)
-        (folder / (CONFIG + mark)).write_text(text, encoding="utf-8")
-        os.replace(folder / (WEIGHTS + mark), folder / WEIGHTS)
-        os.replace(folder / (CONFIG + mark), folder / CONFIG)
+        written = write(folder, mark)
+        for file in written:
+            os.replace(folder / (file + mark), folder / file)
+        if not value:
+            (folder / VALUE_WEIGHTS).unlink(missing_ok=True)  # of the model that was here before
     finally:
-        for file in (WEIGHTS, CONFIG):
+        for file in (WEIGHTS, VALUE_WEIGHTS, CONFIG):
             (folder / (file + mark)).unlink(missing_ok=True)
     return folder
 
@@ -122,19 +144,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Fill ``model`` with the weights in ``folder``; ``CheckpointError`` with all differing keys unless they fit exactly."""
+def load_weights(model: torch.nn.Module, folder: Path, value_prefix: str) -> None:
+    """Fill ``model`` with the weights in ``folder``; ``CheckpointError`` with all differing keys unless they fit exactly.
+
+    A checkpoint without a value head is loaded with a warning: the model keeps its fresh one.
+    """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"there are no weights {str(path)!r}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            aliases: dict[str, str] = json.loads((file.metadata() or {}).get("aliases", "{}"))
-            loaded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict, it has no iterator
-    except (SafetensorError, ValueError, OSError) as e:
-        raise CheckpointError(f"{str(path)!r} is corrupt: {e}. Take an earlier checkpoint") from e
+    loaded, aliases = _read(path)
+    value_path = Path(folder) / VALUE_WEIGHTS
+    if value_path.is_file():
+        loaded |= _read(value_path)[0]
     loaded.update({alias: loaded[kept] for alias, kept in aliases.items() if kept in loaded})
     own = model.state_dict()
+    fresh = {name: value for name, value in own.items() if name.startswith(value_prefix)}
+    if fresh and not fresh.keys() & loaded.keys():
+        warnings.warn(f"{str(folder)!r} holds no value head; {type(model).__name__} starts with a fresh one", stacklevel=3)
+        loaded |= fresh
     missing = sorted(own.keys() - loaded.keys())
     unexpected = sorted(loaded.keys() - own.keys())
     shapes = [
@@ -147,6 +174,35 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
         lists = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in parts if keys)
         raise CheckpointError(f"the weights in {str(path)!r} do not fit {type(model).__name__}: {lists}")
     model.load_state_dict(loaded)
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors of a safetensors file, and {name: name of the same tensor} for tied weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            aliases: dict[str, str] = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, aliases  # noqa: SIM118 - no dict, it has no iterator
+    except (SafetensorError, ValueError, OSError) as e:
+        raise CheckpointError(f"{str(path)!r} is corrupt: {e}. Take an earlier checkpoint") from e
+
+
+def upload_model(save: Callable[[Path], Any], repository: str, *, private: bool, message: str) -> str:
+    """Upload the folder that ``save`` writes to the Hugging Face Hub; returns its address."""
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    except ImportError as e:
+        raise MissingDependency(f"push_to_hub needs huggingface_hub: pip install 'vla_models[hf]' ({e})") from e
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save(folder)
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as e:
+            raise CheckpointError(f"the model could not be uploaded to {repository!r}: {e}. Try: hf auth login") from e
+    return str(address)
 
 
 def _some(keys: list[str], most: int = 10) -> str:

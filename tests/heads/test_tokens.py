@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_models.errors import PlanError
-from vla_models.heads.tokens import MAX_LATERAL, MAX_YAW_RATE, KinematicCodebook, TokenHead, nucleus
+from vla_models.heads.codebook import KinematicCodebook
+from vla_models.heads.kinematics import MAX_LATERAL, MAX_YAW_RATE
+from vla_models.heads.tokens import TokenHead
+from vla_models.heads.warpers import nucleus
 
 BOOK = KinematicCodebook()
 T = BOOK.horizon

@@ -82,6 +82,30 @@ def test_a_run_leaves_what_the_report_reads(unbroken: Path) -> None:
     assert list((unbroken / "tensorboard").iterdir())
 
 
+def test_every_head_trains_and_a_resumed_run_keeps_its_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = 'model.policy_head={type: "flow", steps: 2}'
+    monkeypatch.setattr(Trainer, "_reinforce", lambda self, done: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, head, model=TinyVLA(dim=32, layers=1, heads=2, policy_head={"type": "flow", "steps": 2})).run()
+    monkeypatch.undo()
+    resumed = trainer(tmp_path, head, model=TinyVLA(dim=32, layers=1, heads=2, policy_head={"type": "flow", "steps": 2}))
+    resumed.run()
+    saved = VLAForDriving.from_pretrained(tmp_path / "checkpoints" / "model")
+    before = VLAForDriving.from_pretrained(tmp_path / "checkpoints" / "imitation")
+    assert list(saved.statistics) == ["navsim-procedural"]
+    assert saved.statistics == before.statistics
+    rows = [row for row in read_metrics(tmp_path) if row["phase"] == "rl"]
+    assert len(rows) == STEPS
+    assert all(row["ratio_max_dev_first"] < 1e-4 for row in rows)
+    assert all("entropy" not in row for row in rows)
+
+
+def test_a_run_without_updates_ends_with_imitation(tmp_path: Path) -> None:
+    summary = trainer(tmp_path, "training.steps=0").run()
+    assert list(summary["heldout"]) == ["constant_velocity", "imitation", "pdm_closed"]
+    assert isinstance(VLAForDriving.from_pretrained(tmp_path / "checkpoints" / "model"), TinyVLA)
+
+
 def test_the_log_has_a_row_for_every_step(unbroken: Path) -> None:
     rows = read_metrics(unbroken)
     assert [(row["phase"], row["step"]) for row in rows] == [

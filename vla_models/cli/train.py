@@ -65,6 +65,50 @@ def train(
 
 
 @app.command(
+    epilog="Examples:\n\n"
+    "  vla-models sft configs/navsim_quick.yaml\n\n"
+    "  vla-models sft my.yaml --store my_scenes training.imitation.steps=2000"
+)
+def sft(
+    config: Annotated[str | None, typer.Argument(help="YAML file, the same as for train.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the file.", show_default=False)
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A scene store to imitate on, instead of the scenes that the file describes.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder, exactly where it stopped.")] = None,
+) -> None:
+    """Imitate the expert plans of a scene store: a model for reinforcement learning to start from.
+
+    The run's folder is that of train, without an RL part; its checkpoint is what model.checkpoint_path takes.
+    """
+    from vla_models.training.launch import launch
+
+    file, changes = _config_and_overrides(config, overrides)
+    if file is None and resume is not None:
+        file = run_config(resume)
+    else:
+        changes = ["name=sft", *changes]
+    if store is not None:
+        changes.append(f"environment.train_store={store.resolve()}")
+    settings = read_config(file, [*changes, "framework=local", "training.steps=0"])
+    if settings.training.imitation.steps == 0:
+        raise ConfigError("training.imitation.steps: 0 steps of imitation are none; vla-models sft needs some")
+    log_to_terminal()
+    run = launch(settings, resume=resume)
+    terminal = console()
+    model = run / "checkpoints" / "model"
+    for name, value in (("run", run), ("report", run / "report.html"), ("model", model)):
+        terminal.print(f"{name:<8}{value}", soft_wrap=True, highlight=False)
+    terminal.print(
+        f"RL from it: vla-models train CONFIG model.checkpoint_path={model} training.imitation.steps=0",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command(
     "eval",
     epilog="Examples:\n\n"
     "  vla-models eval runs/local-navsim-grpo-20260101-120000\n\n"

@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from vla_models.errors import PromptError
+
 WIDTH: Final = 12
 """Bytes in a patch."""
 
@@ -19,13 +21,13 @@ WIDTH: Final = 12
 def encode_bytes(texts: Sequence[str], limit: int, truncate: bool = False) -> tuple[Tensor, Tensor]:
     """``input_ids`` (byte + 1, 0 is padding) and ``attention_mask``: int64 [B, L], L a multiple of ``WIDTH``, padded right.
 
-    A text of more than ``limit`` bytes is cut when ``truncate`` is set (never inside a character), else a ``ValueError``.
+    A text of more than ``limit`` bytes is cut when ``truncate`` is set (never inside a character), else a ``PromptError``.
     """
     rows = [text.encode("utf-8") for text in texts]
     for i, row in enumerate(rows):
         if len(row) > limit:
             if not truncate:
-                raise ValueError(f"prompt {i} has {len(row)} bytes; this model reads {limit}. Shorten it or raise max_text")
+                raise PromptError(f"prompt {i} has {len(row)} bytes; this model reads {limit}. Shorten it or raise max_text")
             rows[i] = row[:limit].decode("utf-8", errors="ignore").encode("utf-8")
     length = WIDTH * max(1, max(-(-len(row) // WIDTH) for row in rows))
     padded = torch.frombuffer(bytearray(b"".join(row.ljust(length, b"\0") for row in rows)), dtype=torch.uint8)
@@ -54,6 +56,6 @@ class ByteText(nn.Module):
         patches = input_ids.view(rows, -1, WIDTH)
         valid = attention_mask.view(rows, -1, WIDTH).any(-1)
         if patches.shape[1] > self.max_tokens:
-            raise ValueError(f"{length} bytes of text; this model reads {self.max_tokens * WIDTH}")
+            raise PromptError(f"{length} bytes of text; this model reads {self.max_tokens * WIDTH}")
         tokens: Tensor = self.mix(self.byte(patches).flatten(2))
         return tokens + self.position[: tokens.shape[1]], valid

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vla_models.envs.navsim import observe
 from vla_models.errors import NotImplementedByModel, SceneError
 from vla_models.inputs import VLAInput
-from vla_models.scenes.scene import Scene
+from vla_models.scenes.scene import EGO_COLUMNS, PLAN_STEPS, Scene
 from vla_models.scoring.pdm.closed import reference_plan
-from vla_models.training.objective import masked_mean
 
 if TYPE_CHECKING:
     from vla_models.interface import VLAInterface
@@ -28,11 +28,12 @@ _CHUNK = 256
 """Scenes whose observations are held at once while the record is built."""
 
 
-def imitation_record(model: VLAInterface, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+def imitation_record(model: VLAInterface, scenes: Sequence[Scene], dataset: str) -> dict[str, Tensor]:
     """The record [N, …] of "this model decided what PDM-Closed decided" for every scene, in the scenes' order.
 
-    It is built once: images stay uint8 and every step only picks rows. Raises NotImplementedByModel if the model has no
-    ``record_from_plans``, SceneError if a scene has no reference.
+    It is built once: images stay uint8 and every step only picks rows. Before, the model measures the plans and keeps their
+    statistics as those of ``dataset``. Raises NotImplementedByModel if the model has no ``record_from_plans``, SceneError if a
+    scene has no reference.
     """
     record_from_plans = getattr(model, "record_from_plans", None)
     if record_from_plans is None:
@@ -42,13 +43,24 @@ def imitation_record(model: VLAInterface, scenes: Sequence[Scene]) -> dict[str, 
         )
     if len(scenes) == 0:
         raise SceneError("imitation was given no scenes; raise environment.train_scenes")
+    plans, speed = expert_plans(scenes)
+    model.fit_statistics(dataset, plans, speed)
     chunks: list[dict[str, Tensor]] = []
     for start in range(0, len(scenes), _CHUNK):
         part = [scenes[i] for i in range(start, min(start + _CHUNK, len(scenes)))]
-        plans = np.stack([reference_plan(scene) for scene in part])
         with torch.no_grad():
-            chunks.append(record_from_plans(VLAInput.batch(observe(part)), plans))
+            chunks.append(record_from_plans(VLAInput.batch(observe(part)), plans[start : start + len(part)]))
     return join_records(chunks)
+
+
+def expert_plans(scenes: Sequence[Scene]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """PDM-Closed's plans [N, 8, 3] (ego frame) and the speeds [N] from which they are driven."""
+    plans = np.empty((len(scenes), PLAN_STEPS, 3), dtype=np.float32)
+    speed = np.empty(len(scenes))
+    for i in range(len(scenes)):
+        scene = scenes[i]
+        plans[i], speed[i] = reference_plan(scene), scene.ego[EGO_COLUMNS.index("vx")]
+    return plans, speed
 
 
 def join_records(records: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -65,12 +77,6 @@ def join_records(records: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             parts = [torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts]
         joined[name] = torch.cat(parts)
     return joined
-
-
-def imitation_loss(model: VLAInterface, record: Mapping[str, Tensor]) -> Tensor:
-    """Mean negative log-likelihood per action of the decisions in ``record``."""
-    out = model.evaluate_actions(record)
-    return -masked_mean(out["logprobs"], out["mask"])
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

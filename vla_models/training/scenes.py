@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vla_models.errors import ConfigError, SceneError
 from vla_models.render.camera import CameraSpec
 from vla_models.scenes.procedural import ProceduralSpec, generate
 from vla_models.scenes.scene import Scene
+from vla_models.scenes.store import SceneStore
 from vla_models.training.progress import Bar
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def build_scenes(config: VLAConfig, part: Literal["train", "heldout"]) -> Sequence[Scene]:
-    """Training or held-out scenes: generated from ``environment`` the first time, from the cache afterwards.
+    """Training or held-out scenes: generated from ``environment`` the first time, from the cache afterwards. Training scenes
+    are those of ``environment.train_store``, where that is set.
 
     Raises ConfigError for an environment that the local trainer does not run, SceneError if no scene comes out.
     """
@@ -26,6 +29,8 @@ def build_scenes(config: VLAConfig, part: Literal["train", "heldout"]) -> Sequen
         raise ConfigError(
             f"environment: the local trainer runs type navsim with backend procedural, not {env.type} with {env.backend!r}"
         )
+    if part == "train" and env.train_store is not None:
+        return SceneStore.open(Path(env.train_store))
     camera = CameraSpec(width=env.camera.width, height=env.camera.height, fov=env.camera.fov)
     towns, count = (env.train_towns, env.train_scenes) if part == "train" else (env.heldout_towns, env.heldout_scenes)
     spec = ProceduralSpec(towns=tuple(towns), count=count, seed=env.scenes_seed, camera=camera)

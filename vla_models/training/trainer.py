@@ -25,12 +25,11 @@ from torch import Tensor
 from vla_models.envs.navsim import NavSimEnv
 from vla_models.errors import DivergenceError, NotImplementedByModel, SceneError
 from vla_models.files import atomic_path
-from vla_models.pretrained import load_weights
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.rewards import Reward
 from vla_models.training.checkpoint import data_order, latest_checkpoint, load_checkpoint, random_stream, save_checkpoint
 from vla_models.training.evaluate import BASELINES, Evaluation, evaluate_baseline, evaluate_model
-from vla_models.training.imitation import cosine, imitation_loss, imitation_record
+from vla_models.training.imitation import cosine, imitation_record
 from vla_models.training.metrics import MetricsLog
 from vla_models.training.objective import (
     group_advantages,
@@ -52,7 +51,7 @@ log = logging.getLogger(__name__)
 REPLAY_TOLERANCE: Final = 1e-3
 """A batch's first update is on-policy, so its ratios are 1; further off than this, the model does not replay its samples."""
 RESULTS: Final = ("constant_velocity", "imitation", "rl", "pdm_closed")
-"""What ``heldout.npz`` and ``summary.json`` compare, in this order."""
+"""What ``heldout.npz`` and ``summary.json`` compare, in this order (a run without updates has no "rl")."""
 
 
 class Trainer:
@@ -105,26 +104,24 @@ class Trainer:
         with self.log:
             if phase == "imitation":
                 done = self._warm_up(done)
-            self._reinforce(done)
+            if self.config.training.steps:
+                self._reinforce(done)
             return self._conclude(self.config.training.steps)
 
     def warm_start(self) -> None:
         """Only what comes before reinforcement learning, for frameworks that do that elsewhere: imitation and its evaluation.
 
         The imitated model is in ``self.model`` and in ``checkpoints/imitation`` afterwards. It is done once: in a run that has
-        it, it is loaded.
+        it, it is restored.
         """
         torch.set_num_threads(self.threads)
         phase, done = self._restore()
         with self.log:
             if phase == "imitation":
                 self._warm_up(done)
-            else:
-                load_weights(self.model, self.checkpoints / "imitation")
 
     def conclude(self, steps: int) -> dict[str, Any]:
-        """Evaluate ``self.model`` as the result of ``steps`` updates, save it, write ``summary.json``; returns what that
-        holds."""
+        """Evaluate ``self.model`` as what ``steps`` updates gave, save it, write ``summary.json``; returns what is in there."""
         torch.set_num_threads(self.threads)
         with MetricsLog(self.run_dir, keep_bytes=(self.run_dir / "metrics.jsonl").stat().st_size) as self.log:
             return self._conclude(steps)
@@ -135,7 +132,8 @@ class Trainer:
         return self._enter_rl()
 
     def _conclude(self, steps: int) -> dict[str, Any]:
-        self._evaluate("rl", steps)
+        if steps:
+            self._evaluate("rl", steps)
         self.model.save_pretrained(self.checkpoints / "model")
         return self._summarise()
 
@@ -154,6 +152,7 @@ class Trainer:
             self.model.make_reference(restored.reference)
         self.log = MetricsLog(self.run_dir, keep_bytes=restored.state["metrics_bytes"])
         self._earlier = restored.state["wall_s"]
+        self.model.statistics = restored.state.get("statistics", {})
         return restored.phase, restored.step
 
     # -- imitation -------------------------------------------------------------------------------------------------------
@@ -163,14 +162,14 @@ class Trainer:
         settings, seed = self.config.training.imitation, self.config.seed
         if done >= settings.steps:
             return
-        record = imitation_record(self.model, self.train_scenes)
+        record = imitation_record(self.model, self.train_scenes, self.config.environment.dataset)
         self.model.train()
         with Bar("imitation", settings.steps, done) as bar:
             for step in range(done, settings.steps):
                 torch.manual_seed(random_stream(seed, "imitation", step))
                 rows = torch.as_tensor(data_order(seed, "imitation", step, len(self.train_scenes), settings.batch_size))
                 self._set_lr(settings.lr * cosine(step, settings.steps, warmup=min(50, settings.steps // 10)))
-                loss = imitation_loss(self.model, select(record, rows))
+                loss = self.model.imitation_loss(select(record, rows))
                 norm = self._update(loss, "imitation", step)
                 self._write("imitation", step + 1, {"loss": loss.item(), "grad_norm": norm})
                 bar.advance(f"loss {loss.item():.3f}")
@@ -338,7 +337,7 @@ class Trainer:
             self._checkpoint(phase, step)
 
     def _checkpoint(self, phase: str, step: int) -> None:
-        state = {"metrics_bytes": self.log.size(), "wall_s": self._wall()}
+        state = {"metrics_bytes": self.log.size(), "wall_s": self._wall(), "statistics": self.model.statistics}
         reference = self.model.reference_weights() if phase == "rl" and self._uses_reference() else None
         save_checkpoint(self.checkpoints, self.model, self.optimizer, phase, step, state, reference=reference)
 
@@ -385,12 +384,13 @@ class Trainer:
                     if key.startswith(f"{name}_") and not key.endswith("_plans")
                 }
                 for name in RESULTS
+                if f"{name}_score" in arrays.files
             }
         summary = {
             "framework": self.config.framework,
             "env": self.config.environment.type,
             "seed": self.config.seed,
-            "heldout": {name: means[name].pop("score") for name in RESULTS},
+            "heldout": {name: values.pop("score") for name, values in means.items()},
             "subscores": means,
             "wall_s": round(self._wall(), 1),
             "versions": _versions() | {"score": self.config.environment.score_version},

@@ -55,7 +55,8 @@ def finished(done: subprocess.CompletedProcess[str]) -> Path:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    return load_file(folder / "model.safetensors")
+    """All of a checkpoint, the value head included."""
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
 def changed(a: dict[str, Any], b: dict[str, Any]) -> float:
