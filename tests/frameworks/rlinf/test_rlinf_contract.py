@@ -11,13 +11,7 @@ import pytest
 import torch
 
 pairs = pytest.mark.parametrize(
-    ("environment", "head"),
-    [
-        (environment, head)
-        for environment in ("navsim", "bench2drive")
-        for head in ("small_tokens", "small_gaussian", "small_flow", "tiny_vla")
-        if (environment, head) != ("bench2drive", "tiny_vla")  # it plans 8 poses, the toy world takes 4
-    ],
+    ("environment", "head"), [(environment, head) for environment in loop.ENVIRONMENTS for head in loop.HEADS]
 )
 
 
@@ -168,6 +162,29 @@ def test_padding_is_inert(environment: str, head: str, tmp_path: Path) -> None:
         unspoken = outs[1][pads].sum() + 0.0 * outs[1].sum()
         (gradient,) = torch.autograd.grad(unspoken, s.policy.model.words.weight)
         assert gradient.abs().max() == 0.0
+
+
+def test_a_model_that_does_not_replay_or_lacks_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import small_models
+
+    from vla_models.errors import DivergenceError, NotImplementedByModel
+
+    score = small_models.SmallGaussian.score
+    config = loop.configuration("navsim", "small_gaussian", "ppo")
+    monkeypatch.setattr(small_models.SmallGaussian, "score", lambda *a: {**score(*a), "logprobs": score(*a)["logprobs"] + 0.01})
+    with pytest.raises(DivergenceError, match=r"differ by 0\.01; SmallGaussian\.evaluate_actions does not recompute"):
+        loop.setting(tmp_path, config)
+
+    evaluate = small_models.Small.evaluate_actions
+    monkeypatch.setattr(small_models.SmallGaussian, "score", score)
+    for key, said in (("entropy", "entropy_coef: SmallGaussian has no entropy"), ("values", "ppo needs state values")):
+
+        def without(self: Any, record: Any, *, key: str = key, **options: Any) -> Any:
+            return {k: v for k, v in evaluate(self, record, **options).items() if k != key}
+
+        monkeypatch.setattr(small_models.Small, "evaluate_actions", without)
+        with pytest.raises(NotImplementedByModel, match=said):
+            loop.setting(tmp_path, config)
 
 
 def test_a_resumed_step_samples_what_it_sampled_before(tmp_path: Path) -> None:
