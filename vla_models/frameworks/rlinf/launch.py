@@ -183,7 +183,7 @@ def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[Obser
 
 
 def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> None:
-    """Refuse a model that does not recompute what it sampled with, or lacks what the algorithm asks for, before RLinf starts."""
+    """Refuse a model that does not recompute what it sampled with or lacks what the algorithm asks for."""
     ppo, entropy = config.algorithm.name == "ppo", config.algorithm.entropy_coef > 0.0
     with torch.no_grad():
         out = model.evaluate_actions(record, entropy=entropy, values=ppo)
