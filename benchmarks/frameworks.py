@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/navsim_quick.yaml"))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("overrides", nargs="*", default=[], help="key=value, as for vla-models train")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     config = VLAConfig.from_yaml(args.config, [f"framework={args.framework}", "training.threads=1", *args.overrides])
     torch.set_num_threads(1)
     rows = []
