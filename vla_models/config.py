@@ -35,6 +35,8 @@ __all__ = ["BACKENDS", "FRAMEWORKS", "VLAConfig"]
 
 FRAMEWORKS = ("local", "areal", "rlinf", "verl", "siirl")
 """Frameworks of this package; a registered framework adapter adds its own."""
+CONTINUOUS = ("gaussian", "waypoint", "flow", "ddim")
+"""Heads (``VLASpec.head``) whose actions are numbers, not tokens."""
 NAVSIM_HORIZON_S = 4.0
 """Seconds that a NavSim plan covers."""
 
@@ -102,6 +104,8 @@ class VLAConfig(Section):
             problems.append(f"model.name: {self.model.name} cannot be trained: it does not implement {' and '.join(lacking)}")
         if self.algorithm.name == "ppo" and self.training.steps > 0 and not spec.has_value:
             problems.append(f"algorithm.name: ppo needs state values, and {self.model.name} has no value head; use grpo")
+        if spec.head in CONTINUOUS and self.algorithm.top_p < 1.0:
+            problems.append(f"algorithm.top_p: a {spec.head} head has no tokens to leave out; use 1.0 and lower temperature")
         if problems:
             raise ConfigError("\n".join(problems))
 

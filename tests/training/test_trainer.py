@@ -83,7 +83,7 @@ def test_a_run_leaves_what_the_report_reads(unbroken: Path) -> None:
 
 
 def test_every_head_trains_and_a_resumed_run_keeps_its_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = 'model.policy_head={type: "flow", steps: 2}'
+    head = "algorithm.entropy_coef=0"
     monkeypatch.setattr(Trainer, "_reinforce", lambda self, done: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, head, model=TinyVLA(dim=32, layers=1, heads=2, policy_head={"type": "flow", "steps": 2})).run()
@@ -98,6 +98,19 @@ def test_every_head_trains_and_a_resumed_run_keeps_its_statistics(tmp_path: Path
     assert len(rows) == STEPS
     assert all(row["ratio_max_dev_first"] < 1e-4 for row in rows)
     assert all("entropy" not in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.top_p=0.9", "algorithm.top_p: a gaussian head has no tokens to leave out"),
+        ("algorithm.entropy_coef=0.01", "algorithm.entropy_coef: the gaussian head of TinyVLA has no entropy"),
+    ],
+)
+def test_what_a_head_cannot_do_is_named(tmp_path: Path, override: str, message: str) -> None:
+    model = TinyVLA(dim=32, layers=1, heads=2, policy_head={"type": "gaussian"})
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path, "training.imitation.steps=0", override, model=model).run()
 
 
 def test_a_run_without_updates_ends_with_imitation(tmp_path: Path) -> None:

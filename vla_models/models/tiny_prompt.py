@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ class TinyPrompt(VLAForDriving):
 
     max_text: int
     """Most bytes of a prompt."""
+    sentences: Callable[[Sequence[str]], Tensor] | None
+    """Instructions -> embeddings [B, D], where a frozen encoder reads them as well."""
 
     def process_ego_state(self, position: Any, heading: float | None, velocity: Any) -> str:
         """``"speed  +7.32"`` and, where given, position and heading: 12 bytes a number."""
@@ -83,7 +85,11 @@ class TinyPrompt(VLAForDriving):
             digest.update(ego[i].tobytes())
             digest.update(text["input_ids"][i].cpu().numpy().tobytes().rstrip(b"\0"))
             ids.append(int.from_bytes(digest.digest(), "little", signed=True))
+        embedded = (
+            {} if self.sentences is None else {"sentence": self.sentences([given.text for given in inputs]).to(self.device)}
+        )
         return {
+            **embedded,
             "pixel_values": torch.from_numpy(pixels).to(self.device),
             **text,
             "ego": torch.from_numpy(ego).to(self.device),

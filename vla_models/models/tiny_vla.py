@@ -20,12 +20,15 @@ from vla_models.heads.tokens import TokenHead, TokenPlanHead, token_record
 from vla_models.interface import EGO_FEATURES, VLAInput, VLAOutput, VLAPrediction, VLASpec, check_plan
 from vla_models.model_registry import register_vla_model
 from vla_models.models.byte_text import WIDTH, ByteText
+from vla_models.models.frozen import SENTENCE, FrozenImages, FrozenSentences, check_encoders
 from vla_models.models.image_stem import ImageStem
 from vla_models.models.tiny_prompt import TinyPrompt
 from vla_models.models.transformer import Past, Prefix, PrefixTransformer
 
 EGO_SCALE = (10.0, 2.0, 2.0, 0.2, 0.3)
 """What ``EGO_FEATURES`` are divided by before the network: typical sizes in town."""
+PROMPT = ("pixel_values", "input_ids", "attention_mask", "ego", "sentence")
+"""Parts of a record that the prefix is computed from (the last one with a ``language_model`` only)."""
 STATE_SCALE = (20.0, 10.0, 0.5, 10.0)
 """The same for the decoder's x, y, heading and speed."""
 
@@ -41,6 +44,8 @@ class TinyVLA(TinyPrompt):
         (kinematic, bins) are said step by step, each step seeing where the last one led. All other heads decide at once, from
         the prefix's summary.
     controller: what ``waypoints_to_controls`` uses, "pid" or "tracker".
+    vision_encoder: {"type": "efficientnet_lite0"} sees with frozen ImageNet features instead of a stem of its own.
+    language_model: {"base_model": "minilm"} also reads the instruction with a frozen sentence encoder (``models.frozen``).
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class TinyVLA(TinyPrompt):
         max_text: int = 480,
         policy_head: Mapping[str, Any] | None = None,
         controller: str = "pid",
+        vision_encoder: Mapping[str, Any] | None = None,
+        language_model: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         settings = {"type": "tokens"} if policy_head is None else dict(policy_head)
@@ -68,7 +75,8 @@ class TinyVLA(TinyPrompt):
             has_value=True,
         )
         self.max_text = max_text - max_text % WIDTH
-        self.image = ImageStem(dim, len(self.spec.cameras), self.spec.image_size)
+        frozen_vision, frozen_language = check_encoders(vision_encoder, language_model)
+        self.image = (FrozenImages if frozen_vision else ImageStem)(dim, len(self.spec.cameras), self.spec.image_size)
         self.text = ByteText(dim, self.max_text)
         self.ego = nn.Sequential(nn.Linear(len(EGO_FEATURES), dim), nn.GELU(), nn.Linear(dim, dim))
         self.summary = nn.Parameter(0.02 * torch.randn(dim))
@@ -83,6 +91,8 @@ class TinyVLA(TinyPrompt):
         else:
             self.head = make_head(settings, dim, horizon=self.spec.horizon, dt=self.spec.dt)
         self.value = ValueHead(dim)
+        self.sentence = nn.Linear(SENTENCE, dim) if frozen_language else None
+        self.sentences = FrozenSentences() if frozen_language else None
         for embedding in self.said:
             nn.init.normal_(cast(nn.Embedding, embedding).weight, std=0.1)
 
@@ -115,9 +125,12 @@ class TinyVLA(TinyPrompt):
         text, has_text = self.text(prompt["input_ids"], prompt["attention_mask"])
         ego = self.ego((prompt["ego"] / prompt["ego"].new_tensor(EGO_SCALE)).to(image.dtype))
         rows = len(image)
-        x = torch.cat([image, ego[:, None], text, self.summary.expand(rows, 1, -1)], dim=1)
+        parts = [image, ego[:, None], text, self.summary.expand(rows, 1, -1)]
+        if self.sentence is not None:
+            parts.insert(0, self.sentence(prompt["sentence"].to(image.dtype))[:, None])
+        x = torch.cat(parts, dim=1)
         valid = torch.ones(rows, x.shape[1], dtype=torch.bool, device=x.device)
-        valid[:, image.shape[1] + 1 : -1] = has_text
+        valid[:, -1 - text.shape[1] : -1] = has_text
         return self.transformer.encode(x, valid)
 
     def _embed(self, steps: Tensor, states: Tensor, first: int) -> Tensor:
@@ -151,6 +164,8 @@ class TinyVLA(TinyPrompt):
         rows = len(input_ids)
         ego = torch.zeros(rows, len(EGO_FEATURES), device=self.device) if ego is None else ego
         prompt = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask, "ego": ego}
+        if self.sentence is not None:
+            prompt["sentence"] = kwargs["sentence"] if "sentence" in kwargs else torch.zeros(rows, SENTENCE, device=self.device)
         prefix = self._prefix(prompt)
         values = self.value(prefix.summary)
         if self.codebook is None:
@@ -296,7 +311,7 @@ class TinyVLA(TinyPrompt):
     def _prefix_of(self, record: Mapping[str, Tensor]) -> tuple[Prefix, Tensor, Tensor]:
         """The different prompts of a record, encoded; for each row its prompt, and its place among the rows of that prompt."""
         first, prompt_of_row, slot = _group(record["prompt_id"])
-        prompt = {k: record[k][first] for k in ("pixel_values", "input_ids", "attention_mask", "ego")}
+        prompt = {k: record[k][first] for k in PROMPT if k in record}
         return self._prefix(prompt), prompt_of_row, slot
 
     def _replay(

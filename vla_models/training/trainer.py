@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vla_models.envs.navsim import NavSimEnv
-from vla_models.errors import DivergenceError, NotImplementedByModel, SceneError
+from vla_models.errors import ConfigError, DivergenceError, NotImplementedByModel, SceneError
 from vla_models.files import atomic_path
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.rewards import Reward
@@ -274,6 +274,11 @@ class Trainer:
             kl = kl_to_reference(logprobs, reference.flatten(1)[rows], mask)
             loss = loss + algorithm.kl_coef * kl
             terms["kl"] = kl.item()
+        if algorithm.entropy_coef > 0.0 and "entropy" not in out:
+            raise ConfigError(
+                f"algorithm.entropy_coef: the {self.model.spec.head} head of {type(self.model).__name__} has no entropy in "
+                "closed form, so there is nothing to add a bonus for; use 0"
+            )
         if "entropy" in out:
             entropy = masked_mean(out["entropy"].flatten(1), mask)
             loss = loss - algorithm.entropy_coef * entropy
