@@ -218,6 +218,34 @@ def test_the_value_coefficient_scales_the_gradient_and_not_the_value(tmp_path: P
     torch.testing.assert_close(gradients[1], 0.5 * gradients[0])
 
 
+def test_adapters_alone_are_trained_and_sent(tmp_path: Path) -> None:
+    """LoRA: RLinf's weight sync sends what is trainable; a rollout worker that gets just that computes the same."""
+    from rlinf.utils.utils import collect_param_names_need_sync
+
+    config = loop.configuration("navsim", "small_adapted")
+    s = loop.setting(tmp_path, config)
+    worker = loop.setting(tmp_path, config).policy
+    raw, _ = loop.rollout(s)
+    sent = collect_param_names_need_sync(s.policy)
+    assert any("lora_A" in name for name in sent)
+    assert not any("base_layer" in name for name in sent)
+    before = {name: value.clone() for name, value in s.policy.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in s.policy.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # the second one moves lora_A, too
+        batch = loop.training_batch(loop.advantages(s, raw))
+        optimizer.zero_grad()
+        loop.loss(s, batch)[0].backward()
+        optimizer.step()
+    after = s.policy.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any("lora_A" in name for name in moved)
+    assert moved <= set(sent)
+    worker.load_state_dict({name: after[name] for name in sent}, strict=False)
+    inputs = raw["forward_inputs"]
+    flat = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    torch.testing.assert_close(worker(forward_inputs=flat)["logprobs"], s.policy(forward_inputs=flat)["logprobs"])
+
+
 # -- many decisions ---------------------------------------------------------------------------------------------------------
 
 
