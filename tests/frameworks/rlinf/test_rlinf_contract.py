@@ -128,7 +128,6 @@ def test_evaluation_is_deterministic_and_in_order(environment: str, head: str, t
     plans = []
     for _ in range(2):
         obs, _ = s.env.reset()
-        s.policy.set_global_step(len(plans))
         actions, result = s.policy.predict_action_batch(env_obs=loop.forwarded(obs), **loop.sampling(s.cfg, do_sample=False))
         assert result["prev_logprobs"] is None
         plans.append(actions)
@@ -149,7 +148,7 @@ def test_padding_is_inert(environment: str, head: str, tmp_path: Path) -> None:
         growing = {"tokens", "spoken", "input_ids", "attention_mask"}
         sizes = {k: (n[0] + extra, *n[1:]) if k in growing else n for k, n in s.policy.record.sizes.items()}
         s.policy.record = RecordLayout(sizes, s.policy.record.parts)
-        s.policy.set_global_step(0)
+        s.policy._generator = None
         _, result = s.policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))
         out = s.policy(forward_inputs=result["forward_inputs"], compute_logprobs=True)["logprobs"]
         torch.testing.assert_close(out, result["prev_logprobs"], atol=1e-5, rtol=0)
@@ -188,16 +187,21 @@ def test_a_model_that_does_not_replay_or_lacks_something_is_refused(tmp_path: Pa
 
 
 def test_a_resumed_step_samples_what_it_sampled_before(tmp_path: Path) -> None:
+    """Samples depend on the step; RLinf's late word of an earlier step changes nothing."""
     s = loop.setting(tmp_path, loop.configuration("navsim", "small_gaussian"))
     obs = loop.forwarded(s.env.reset()[0])
 
-    def sample(step: int) -> torch.Tensor:
-        s.policy.set_global_step(step)
-        return s.policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))[0]
+    def sample(*steps: int) -> torch.Tensor:
+        policy = loop.setting(tmp_path, s.config).policy
+        for step in steps:
+            policy.set_global_step(step)
+        return policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))[0]
 
     first = sample(3)
     assert not torch.equal(first, sample(4))
-    assert torch.equal(first, sample(3))
+    assert torch.equal(first, sample(2, 3))
+    assert torch.equal(first, sample(3, 3))
+    assert torch.equal(first, sample(2, 3, 2))
 
 
 def test_dropout_is_off_in_the_actor(tmp_path: Path) -> None:
