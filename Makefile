@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help train test test-hf test-frameworks lint setup report clean
+.PHONY: help train test test-hf test-frameworks env-rlinf test-rlinf lint setup report clean
 
 help: ## what can be typed here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -24,12 +24,20 @@ test-hf: $(INSTALLED) ## run hf_vlm's tests on the other transformers versions (
 	  HF_HUB_OFFLINE=1 $$python -m pytest $(HF_TESTS) -q; \
 	done
 
-test-frameworks: test-hf ## run what needs other environments than .venv
+test-frameworks: test-hf test-rlinf ## run what needs other environments than .venv
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+env-rlinf: ## build the environment of framework rlinf (once, outside the clone) and say how to use it
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh rlinf) && \
+	  echo "PYTHONPATH=$$PWD $$python -m vla_models train configs/navsim_quick.yaml framework=rlinf"
+
+test-rlinf: ## run the contract suite and RLinf's own runner against the real package
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh rlinf) && \
+	  VLA_MODELS_REQUIRE=rlinf PYTHONPATH=$$PWD $$python -m pytest tests/frameworks/rlinf -q --durations=5
 
 setup: $(INSTALLED) ## build .venv (train and test do it by themselves)
 

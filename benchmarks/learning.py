@@ -2,10 +2,14 @@
 
     python benchmarks/learning.py configs/navsim_quick.yaml --seeds 0 1 2
 
+    python benchmarks/learning.py configs/navsim_quick.yaml --framework rlinf      (in that framework's environment)
+
 Each seed is a whole run of ``vla-models train`` in its own process; ``--jobs 2`` has two at a time, each with its share of the
 cores (a small model gains little from a second core, so that is the quicker way through several seeds). Prints the held-out
 means of every seed beside constant velocity and PDM-Closed on the same scenes, and writes
-``benchmarks/results/learning_<config>.json``, which README and docs quote. Not part of CI: it takes as long as the runs take.
+``benchmarks/results/learning_<config>.json`` (``…_<framework>.json`` with one named), which README and docs quote. Not part
+of CI: it takes as long as the runs take. Where a framework has no CPU path and this machine no accelerator, the tests' shim
+is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
 """
 
 from __future__ import annotations
@@ -37,6 +41,18 @@ def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str
     return summary | {"run": str(folder)}
 
 
+def on_cpu(framework: str) -> bool:
+    """Put the tests' shim in place if ``framework`` needs one here; whether it does."""
+    import torch
+
+    folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
+    if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
+        return False
+    os.environ["RLINF_EXT_MODULE"] = "cpu_shim"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return True
+
+
 def table(summaries: list[dict[str, Any]]) -> str:
     """A Markdown table: a row a seed, and the means."""
     lines = [
@@ -57,10 +73,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path, default=Path("runs"))
+    parser.add_argument("--framework", help="train in this framework instead of the configuration's")
     args = parser.parse_args()
 
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     overrides = [*args.overrides, f"training.threads={threads}"]
+    shim = False
+    if args.framework:
+        overrides.append(f"framework={args.framework}")
+        shim = on_cpu(args.framework)
     with ThreadPoolExecutor(args.jobs) as pool:  # threads only wait for the processes
         summaries = list(pool.map(lambda seed: run(args.config, seed, overrides, args.output), args.seeds))
     print(table(summaries))
@@ -69,11 +90,13 @@ def main() -> None:
         "config": args.config.name,
         "overrides": overrides,
         "jobs": args.jobs,
+        "cpu_shim": shim,
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "seeds": summaries,
     }
-    path = RESULTS / f"learning_{args.config.stem}.json"
+    suffix = f"_{args.framework}" if args.framework else ""
+    path = RESULTS / f"learning_{args.config.stem}{suffix}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {path}")
 

@@ -165,3 +165,14 @@ class SmallFlow(Small):
         logprobs = torch.stack([n.log_prob(chain[:, k + 1]).sum(-1) for k, n in enumerate(normals)], 1)
         entropy = torch.stack([n.entropy().sum(-1).expand_as(logprobs[:, 0]) for n in normals], 1)
         return {"logprobs": logprobs, "mask": torch.ones_like(logprobs, dtype=torch.bool), "entropy": entropy}
+
+
+@register_vla_model("small_adapted")
+class SmallAdapted(SmallGaussian):
+    """The Gaussian one with low-rank adapters on its body, whose own weights stay as they are."""
+
+    def build(self, dim: int) -> None:
+        from vla_models.lora import add_lora
+
+        super().build(dim)
+        self.body = add_lora(self.body, rank=2)

@@ -1,4 +1,4 @@
-"""The translation into RLinf's configuration, without RLinf: what is refused, what is written, what 0.4.0 is expected to have."""
+"""The translation into RLinf's configuration, without RLinf: what is refused, what is written, what 0.4.0 should have."""
 
 from __future__ import annotations
 

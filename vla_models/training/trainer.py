@@ -25,7 +25,6 @@ from torch import Tensor
 from vla_models.envs.navsim import NavSimEnv
 from vla_models.errors import ConfigError, DivergenceError, NotImplementedByModel, SceneError
 from vla_models.files import atomic_path
-from vla_models.pretrained import load_weights
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.rewards import Reward
 from vla_models.training.checkpoint import data_order, latest_checkpoint, load_checkpoint, random_stream, save_checkpoint
@@ -115,19 +114,16 @@ class Trainer:
         """Only what comes before reinforcement learning, for frameworks that do that elsewhere: imitation and its evaluation.
 
         The imitated model is in ``self.model`` and in ``checkpoints/imitation`` afterwards. It is done once: in a run that has
-        it, it is loaded.
+        it, it is restored.
         """
         torch.set_num_threads(self.threads)
         phase, done = self._restore()
         with self.log:
             if phase == "imitation":
                 self._warm_up(done)
-            else:
-                load_weights(self.model, self.checkpoints / "imitation", self.model.value_prefix)
 
     def conclude(self, steps: int) -> dict[str, Any]:
-        """Evaluate ``self.model`` as the result of ``steps`` updates, save it, write ``summary.json``; returns what that
-        holds."""
+        """Evaluate ``self.model`` as what ``steps`` updates gave, save it, write ``summary.json``; returns what is in there."""
         torch.set_num_threads(self.threads)
         with MetricsLog(self.run_dir, keep_bytes=(self.run_dir / "metrics.jsonl").stat().st_size) as self.log:
             return self._conclude(steps)

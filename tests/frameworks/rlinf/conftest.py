@@ -1,4 +1,4 @@
-"""Leaves this folder out where RLinf is not installed; ``make test-rlinf`` sets VLA_MODELS_REQUIRE=rlinf: then it must be there."""
+"""Leaves this folder out where RLinf is not installed; with VLA_MODELS_REQUIRE=rlinf (make test-rlinf) that is an error."""
 
 from __future__ import annotations
 

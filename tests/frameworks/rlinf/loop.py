@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import small_models  # noqa: F401 - registers models
 import torch
 from golden import visible_scenes
 from gymnasium.vector import VectorEnv
 from omegaconf import OmegaConf
-from small_models import Small
 from toy_world import HORIZON, ToyDrive
 
 from vla_models.config import VLAConfig
@@ -40,7 +40,7 @@ class ToyBench2Drive(RLinfBench2DriveAdapter):
 
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, crashing=cls.crashing)
+        return ToyDrive(num_envs, crashing=cls.crashing, horizon=int(config.model.options.get("horizon", 8)))
 
 
 class CrashingBench2Drive(ToyBench2Drive):
@@ -48,23 +48,27 @@ class CrashingBench2Drive(ToyBench2Drive):
 
 
 ENVIRONMENTS = {"navsim": GoldenNavSim, "bench2drive": ToyBench2Drive}
-HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla")
+HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
 
 
-def configuration(environment: str, model: str, algorithm: str = "grpo", **options: Any) -> VLAConfig:
-    horizon = {} if model == "tiny_vla" else {"horizon": 8 if environment == "navsim" else HORIZON}
-    small = {"dim": 32, "layers": 1, "heads": 2} if model == "tiny_vla" else horizon
+def configuration(environment: str, model: str, algorithm: str = "grpo") -> VLAConfig:
+    name, _, head = model.partition("/")
+    if name == "tiny_vla":
+        options: dict[str, Any] = {"dim": 32, "layers": 1, "heads": 2}
+    else:
+        options = {"horizon": 8 if environment == "navsim" else HORIZON}
+    section = {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {})
     reward = {"type": "pdms"} if environment == "navsim" else {"type": "driving", "weights": {"success": 1.0}}
     data: dict[str, Any] = {
         "framework": "rlinf",
-        "model": {"name": model, "options": small},
+        "model": section,
         "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
         "reward": reward,
-        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.01},
+        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head else 0.01},
         "training": {"steps": 2, "scenes_per_step": 2, "eval_every": 2, "checkpoint_every": 2, "threads": 1},
     }
     data["training"]["imitation"] = {"steps": 0, "batch_size": 4}
-    return VLAConfig.from_dict(native_config.merged(data, options))
+    return VLAConfig.from_dict(data)
 
 
 @dataclass
@@ -213,7 +217,7 @@ def loss(s: Setting, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, flo
     algorithm = s.cfg.algorithm
     s.policy.train()
     out = s.policy(
-        forward_inputs=batch["forward_inputs"], compute_logprobs=True, compute_entropy=True,
+        forward_inputs=batch["forward_inputs"], compute_logprobs=True, compute_entropy=algorithm.entropy_bonus > 0,
         compute_values=algorithm.adv_type == "gae", use_cache=False,
     )  # fmt: skip
     value, metrics = policy_loss(
@@ -226,16 +230,3 @@ def loss(s: Setting, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, flo
         max_episode_steps=s.cfg.env.train.max_episode_steps, task_type="embodied", critic_warmup=False,
     )  # fmt: skip
     return value, metrics, out
-
-
-__all__ = [
-    "ENVIRONMENTS",
-    "HEADS",
-    "CrashingBench2Drive",
-    "Small",
-    "advantages",
-    "configuration",
-    "forwarded",
-    "loss",
-    "rollout",
-]

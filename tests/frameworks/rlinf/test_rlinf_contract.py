@@ -11,13 +11,7 @@ import pytest
 import torch
 
 pairs = pytest.mark.parametrize(
-    ("environment", "head"),
-    [
-        (environment, head)
-        for environment in ("navsim", "bench2drive")
-        for head in ("small_tokens", "small_gaussian", "small_flow", "tiny_vla")
-        if (environment, head) != ("bench2drive", "tiny_vla")  # it plans 8 poses, the toy world takes 4
-    ],
+    ("environment", "head"), [(environment, head) for environment in loop.ENVIRONMENTS for head in loop.HEADS]
 )
 
 
@@ -134,7 +128,6 @@ def test_evaluation_is_deterministic_and_in_order(environment: str, head: str, t
     plans = []
     for _ in range(2):
         obs, _ = s.env.reset()
-        s.policy.set_global_step(len(plans))
         actions, result = s.policy.predict_action_batch(env_obs=loop.forwarded(obs), **loop.sampling(s.cfg, do_sample=False))
         assert result["prev_logprobs"] is None
         plans.append(actions)
@@ -155,7 +148,7 @@ def test_padding_is_inert(environment: str, head: str, tmp_path: Path) -> None:
         growing = {"tokens", "spoken", "input_ids", "attention_mask"}
         sizes = {k: (n[0] + extra, *n[1:]) if k in growing else n for k, n in s.policy.record.sizes.items()}
         s.policy.record = RecordLayout(sizes, s.policy.record.parts)
-        s.policy.set_global_step(0)
+        s.policy._generator = None
         _, result = s.policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))
         out = s.policy(forward_inputs=result["forward_inputs"], compute_logprobs=True)["logprobs"]
         torch.testing.assert_close(out, result["prev_logprobs"], atol=1e-5, rtol=0)
@@ -170,17 +163,45 @@ def test_padding_is_inert(environment: str, head: str, tmp_path: Path) -> None:
         assert gradient.abs().max() == 0.0
 
 
+def test_a_model_that_does_not_replay_or_lacks_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import small_models
+
+    from vla_models.errors import DivergenceError, NotImplementedByModel
+
+    score = small_models.SmallGaussian.score
+    config = loop.configuration("navsim", "small_gaussian", "ppo")
+    monkeypatch.setattr(small_models.SmallGaussian, "score", lambda *a: {**score(*a), "logprobs": score(*a)["logprobs"] + 0.01})
+    with pytest.raises(DivergenceError, match=r"differ by 0\.01; SmallGaussian\.evaluate_actions does not recompute"):
+        loop.setting(tmp_path, config)
+
+    evaluate = small_models.Small.evaluate_actions
+    monkeypatch.setattr(small_models.SmallGaussian, "score", score)
+    for key, said in (("entropy", "entropy_coef: SmallGaussian has no entropy"), ("values", "ppo needs state values")):
+
+        def without(self: Any, record: Any, *, key: str = key, **options: Any) -> Any:
+            return {k: v for k, v in evaluate(self, record, **options).items() if k != key}
+
+        monkeypatch.setattr(small_models.Small, "evaluate_actions", without)
+        with pytest.raises(NotImplementedByModel, match=said):
+            loop.setting(tmp_path, config)
+
+
 def test_a_resumed_step_samples_what_it_sampled_before(tmp_path: Path) -> None:
+    """Samples depend on the step; RLinf's late word of an earlier step changes nothing."""
     s = loop.setting(tmp_path, loop.configuration("navsim", "small_gaussian"))
     obs = loop.forwarded(s.env.reset()[0])
 
-    def sample(step: int) -> torch.Tensor:
-        s.policy.set_global_step(step)
-        return s.policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))[0]
+    def sample(*steps: int) -> torch.Tensor:
+        policy = loop.setting(tmp_path, s.config).policy
+        for step in steps:
+            policy.set_global_step(step)
+        return policy.predict_action_batch(env_obs=obs, **loop.sampling(s.cfg))[0]
 
     first = sample(3)
     assert not torch.equal(first, sample(4))
-    assert torch.equal(first, sample(3))
+    assert torch.equal(first, sample(2, 3))
+    assert torch.equal(first, sample(3, 3))
+    assert torch.equal(first, sample(2, 3, 2))
 
 
 def test_dropout_is_off_in_the_actor(tmp_path: Path) -> None:
@@ -199,6 +220,34 @@ def test_the_value_coefficient_scales_the_gradient_and_not_the_value(tmp_path: P
         torch.testing.assert_close(values, result["prev_values"], atol=1e-5, rtol=0)
         gradients.append(torch.autograd.grad(values.sum(), s.policy.model.value.weight)[0])
     torch.testing.assert_close(gradients[1], 0.5 * gradients[0])
+
+
+def test_adapters_alone_are_trained_and_sent(tmp_path: Path) -> None:
+    """LoRA: RLinf's weight sync sends what is trainable; a rollout worker that gets just that computes the same."""
+    from rlinf.utils.utils import collect_param_names_need_sync
+
+    config = loop.configuration("navsim", "small_adapted")
+    s = loop.setting(tmp_path, config)
+    worker = loop.setting(tmp_path, config).policy
+    raw, _ = loop.rollout(s)
+    sent = collect_param_names_need_sync(s.policy)
+    assert any("lora_A" in name for name in sent)
+    assert not any("base_layer" in name for name in sent)
+    before = {name: value.clone() for name, value in s.policy.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in s.policy.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # the second one moves lora_A, too
+        batch = loop.training_batch(loop.advantages(s, raw))
+        optimizer.zero_grad()
+        loop.loss(s, batch)[0].backward()
+        optimizer.step()
+    after = s.policy.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any("lora_A" in name for name in moved)
+    assert moved <= set(sent)
+    worker.load_state_dict({name: after[name] for name in sent}, strict=False)
+    inputs = raw["forward_inputs"]
+    flat = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    torch.testing.assert_close(worker(forward_inputs=flat)["logprobs"], s.policy(forward_inputs=flat)["logprobs"])
 
 
 # -- many decisions ---------------------------------------------------------------------------------------------------------

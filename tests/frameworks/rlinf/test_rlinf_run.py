@@ -46,7 +46,7 @@ def run(settings: VLAConfig, folder: Path, *arguments: str, extension: str = "cp
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
     environment |= {"RLINF_EXT_MODULE": extension, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"}
     command = [sys.executable, str(HERE / "small_run.py"), str(folder / "config.yaml"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def finished(done: subprocess.CompletedProcess[str]) -> Path:
@@ -55,7 +55,8 @@ def finished(done: subprocess.CompletedProcess[str]) -> Path:
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    return load_file(folder / "model.safetensors")
+    """All of a checkpoint, the value head included."""
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
 def changed(a: dict[str, Any], b: dict[str, Any]) -> float:

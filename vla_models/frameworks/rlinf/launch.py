@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import Tensor
 
 import vla_models
-from vla_models.errors import MissingDependency, NotImplementedByModel
+from vla_models.errors import DivergenceError, MissingDependency, NotImplementedByModel
 from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.rlinf import native as native_config
@@ -28,6 +29,7 @@ from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.trainer import REPLAY_TOLERANCE
 from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
@@ -169,6 +171,7 @@ def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[Obser
                 raise NotImplementedByModel(
                     f"{type(model).__name__} cannot be trained: its predict returns no record and logprobs (see docs/models.md)"
                 )
+            _check_replay(config, model, prediction.record, prediction.logprobs)
             samples.append((prediction.record, prediction.logprobs))
         return (
             ObservationLayout.of(env.single_observation_space),
@@ -177,6 +180,24 @@ def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[Obser
         )
     finally:
         env.close()
+
+
+def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> None:
+    """Refuse a model that does not recompute what it sampled with or lacks what the algorithm asks for."""
+    ppo, entropy = config.algorithm.name == "ppo", config.algorithm.entropy_coef > 0.0
+    with torch.no_grad():
+        out = model.evaluate_actions(record, entropy=entropy, values=ppo)
+    name = type(model).__name__
+    if entropy and "entropy" not in out:
+        raise NotImplementedByModel(f"algorithm.entropy_coef: {name} has no entropy; set it to 0")
+    if ppo and "values" not in out:
+        raise NotImplementedByModel(f"algorithm.name: ppo needs state values, and {name}.evaluate_actions gives none; use grpo")
+    error = (out["logprobs"] - logprobs.to(out["logprobs"]))[out["mask"]].abs().max().item()
+    if error > REPLAY_TOLERANCE:
+        raise DivergenceError(
+            f"before any update the log-probabilities differ by {error:.2g}; {name}.evaluate_actions does not recompute what "
+            "predict sampled with"
+        )
 
 
 def _remember_sources(config: VLAConfig) -> None:

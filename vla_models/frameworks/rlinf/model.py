@@ -92,7 +92,7 @@ class RLinfPolicy(nn.Module, BasePolicy):
         self._rank = int(os.environ.get("RANK", "0"))
         self._generator: torch.Generator | None = None
         self._last: dict[str, Any] | None = None
-        self.set_global_step(0)
+        self._step = 0
         super().train(False)
 
     # -- what RLinf looks for --------------------------------------------------------------------------------------------
@@ -110,9 +110,13 @@ class RLinfPolicy(nn.Module, BasePolicy):
         return self
 
     def set_global_step(self, global_step: int) -> None:
-        """RLinf says which update comes next: sampling starts the random stream of that step."""
-        self._stream = random_stream(self.seed, f"rollout-{self._rank}", int(global_step))
-        self._generator = None
+        """RLinf says which update comes next: sampling starts the random stream of that step.
+
+        It says so twice, and the second time (with the weights) sometimes still with the number of the step before: RLinf does
+        not wait for the actor to learn the new one. Only a higher number counts.
+        """
+        if int(global_step) > self._step:
+            self._step, self._generator = int(global_step), None
 
     def forward(self, forward_type: Any = ForwardType.DEFAULT, **kwargs: Any) -> dict[str, Tensor]:
         """RLinf's entry of the actor; only the default kind of pass exists."""
@@ -191,7 +195,8 @@ class RLinfPolicy(nn.Module, BasePolicy):
     def _random(self) -> torch.Generator:
         device = next(self.model.parameters()).device
         if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self._stream)
+            stream = random_stream(self.seed, f"rollout-{self._rank}", self._step)
+            self._generator = torch.Generator(device).manual_seed(stream)
         return self._generator
 
     # -- learning --------------------------------------------------------------------------------------------------------
