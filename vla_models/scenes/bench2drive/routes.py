@@ -76,9 +76,15 @@ class Route:
     """Weather along the route as in the file: ``route_percentage`` and CARLA's parameters."""
 
     @property
+    def arc(self) -> FloatArray:
+        """[R] metres driven at each point, climbing included, as CARLA measures routes."""
+        level = np.diff(arc_lengths(self.points))
+        return np.concatenate([np.zeros(1), np.cumsum(np.hypot(level, np.diff(self.elevation)))])
+
+    @property
     def length(self) -> float:
         """Metres."""
-        return float(arc_lengths(self.points)[-1])
+        return float(self.arc[-1])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One tick of the official criteria, for all environments, on bare arrays.
 
 Each function is one criterion of ``atomic_criteria.py`` (Bench2Drive 0.0.4, class named in its docstring), its thresholds and
-its order of operations kept. Distances are horizontal; CARLA's are spatial, on roads that are nearly level.
+its order of operations kept. Distances along the route are spatial, as CARLA's; between the ego and things they are level.
 """
 
 from __future__ import annotations
@@ -206,7 +206,8 @@ def _lanes(tables: Tables, state: State, n: int, x: float, y: float, heading: fl
     for k in range(index + 1, min(index + OUTSIDE_WINDOW, last) + 1):
         if _passed(route, k, x, y):
             now = count[I_OUTSIDE_INDEX]
-            step = np.hypot(route[k, 0] - route[now, 0], route[k, 1] - route[now, 1])
+            climb = route[k, HEIGHT] - route[now, HEIGHT]
+            step = np.hypot(np.hypot(route[k, 0] - route[now, 0], route[k, 1] - route[now, 1]), climb)
             real[R_TOTAL] += step
             if outside:
                 if real[R_WRONG] == 0.0:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vla_models.geometry import arc_lengths
 from vla_models.scenes.bench2drive.routes import LocalTown, Route
 from vla_models.scenes.lanes import FloatArray, IntArray, LaneGraph
 from vla_models.scenes.strips import StripGrid, StripSlots
@@ -70,10 +69,9 @@ class TableSlots:
         """The course of one environment."""
         route, graph = course.route, course.local.graph
         points = route.points
-        arc = arc_lengths(points)
         rows: dict[str, FloatArray | IntArray] = {
             "route": np.column_stack(
-                [points[:, :2], np.cos(points[:, 2]), np.sin(points[:, 2]), arc, points[:, 3], route.elevation]
+                [points[:, :2], np.cos(points[:, 2]), np.sin(points[:, 2]), route.arc, points[:, 3], route.elevation]
             ),
             "lanes": _lanes(graph),
             "lights": stop_lines(graph),
