@@ -82,9 +82,8 @@ def test_messages_are_the_official_sentences_in_carlas_frame() -> None:
         (Event.OUTSIDE_ROUTE_LANES, 12.3456, 9.87654), (Event.MIN_SPEED, 61.5, -1.0), (Event.ROUTE_DEVIATION, 0.0, -1.0),
     ]  # fmt: skip
     found = score(table(*rows), 50.0).infractions
-    assert found["collisions_vehicle"] == [
-        "Agent collided against object with type=vehicle and id=7 at (x=10.0, y=20.0, z=0.0)"
-    ]
+    place = "at (x=10.0, y=20.0, z=0.0)"
+    assert found["collisions_vehicle"] == [f"Agent collided against object with type=vehicle and id=7 {place}"]
     assert found["red_light"] == ["Agent ran a red light 3 at (x=10.0, y=20.0, z=0.0)"]
     assert found["stop_infraction"] == ["Agent ran a stop with id=2 at (x=10.0, y=20.0, z=0.0)"]
     outside = "Agent went outside its route lanes for about 9.877 meters (12.35% of the completed route)"
