@@ -89,6 +89,21 @@ def test_saving_and_loading_keeps_everything(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["here.npz"]
 
 
+def test_columns_are_mapped_in_place_and_writing_to_one_stays_here(tmp_path: Path) -> None:
+    path = tmp_path / "here.npz"
+    small_graph().save(path)
+    graph = LaneGraph.load(path)
+    for f in fields(LaneGraph):
+        column = getattr(graph, f.name)
+        if isinstance(column, np.ndarray):
+            assert column.flags.aligned
+            assert not column.flags.owndata
+    graph.center[0, 0] = 77.0
+    assert LaneGraph.load(path).center[0, 0] == 0.0
+    with np.load(path) as archive:  # it is an ordinary .npz
+        assert np.array_equal(archive["center"], small_graph().center)
+
+
 def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "here.npz"
     small_graph().save(path)

@@ -28,7 +28,7 @@ from vla_models.scenes.surfaces import cut, make_surfaces
 
 TILE: Final = 32.0
 """Metres; side of a tile."""
-SIGHT: Final = 90.0
+SIGHT: Final = 80.0
 """Metres from the ego up to which the town is drawn, by default."""
 
 PIECE: Final = 40.0
