@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ from vla_models.scenes.bench2drive.routes import Route, ScenarioSpec
 from vla_models.scoring.bench2drive import WORLD, comfort
 from vla_models.scoring.bench2drive.abilities import ABILITIES, abilities
 from vla_models.scoring.bench2drive.events import Event
-from vla_models.scoring.bench2drive.results import checkpoint, metric_info, route_record, summary, write_results
+from vla_models.scoring.bench2drive.results import (
+    checkpoint,
+    episode_motion,
+    episode_record,
+    metric_info,
+    route_record,
+    summary,
+    write_results,
+)
 from vla_models.scoring.bench2drive.score import score
 
 
@@ -177,6 +186,22 @@ def test_the_file_has_the_official_structure_and_is_no_leaderboard_entry(tmp_pat
     assert set(info["0"]) == {
         "acceleration", "angular_velocity", "forward_vector", "right_vector", "location", "rotation",
     }  # fmt: skip
+
+
+def test_an_episode_of_the_simulation_becomes_a_record() -> None:
+    pose, along, across, turning = motion(60)
+    log = np.column_stack([pose, np.full(60, 8.0), along, across, turning])
+    events = table((Event.OUTSIDE_ROUTE_LANES, 20.0, -1.0), (Event.MIN_SPEED, 80.0, -1.0))
+    episode = SimpleNamespace(ticks=60, completed=50.0, events=events, log=log)
+    record = episode_record(a_route("3", "Accident"), episode, index=4)
+    assert (record["status"], record["index"], record["meta"]["duration_game"]) == ("Failed", 4, 3.0)
+    assert record["scores"] == {"score_route": 50.0, "score_penalty": 0.8, "score_composed": 40.0}
+    assert "for about 10.0 meters (20.0%" in record["infractions"]["outside_route_lanes"][0]  # 20 % of half of 100 m
+    assert events[0, 5] == -1.0  # the episode's own table stays
+    assert episode_record(a_route("3", "Accident"), episode, index=0, tick_limit=60)["status"] == "Failed - TickRuntime"
+    info, smooth = episode_motion(episode)
+    assert info == metric_info(pose, along, across, turning)
+    assert smooth == comfort.official(along, across, turning)
 
 
 def test_no_record_is_no_number() -> None:
