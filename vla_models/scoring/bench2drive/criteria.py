@@ -1,7 +1,7 @@
 """The official criteria of N environments at once, tick by tick: what a Bench2Drive episode is judged by.
 
-The state is plain arrays, so a snapshot is a copy and a restored episode goes on bit by bit. One call costs about a microsecond
-and a half an environment.
+The state is plain arrays, so a snapshot is a copy and a restored episode goes on bit by bit. A tick costs 0.3 microseconds an
+environment where all drive the same course, 5 to 6 with 64 different ones (their lanes do not fit the cache).
 """
 
 from __future__ import annotations
