@@ -5,6 +5,11 @@ Frame: the town's own origin, right-handed SI (CARLA's y is negated on reading).
 
 from __future__ import annotations
 
+import io
+import mmap
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +21,21 @@ from vla_models.files import atomic_path
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 STATION_STEP: Final = 1.0
 """Metres between stations of a lane, at most (5 % more here and there); lanes that lie abreast have equally many stations."""
 
+SIDES: Final = ("nothing", "driving", "oncoming", "parking", "sidewalk", "shoulder", "other")
+"""What may border a driving lane: ``left_side`` and ``right_side`` of the graph are indices into this. "driving" goes the same
+way, "oncoming" lies across the road's centre, "shoulder" is any other street-level surface (bike lanes, two-way turning
+lanes)."""
+
 
 @dataclass(frozen=True)
 class LaneGraph:
-    """Driving lanes with their geometry and connections. L lanes, V stations in total, T lights; CSR = (offsets, values)."""
+    """Driving lanes with their geometry and connections. L lanes, V stations, T lights, S stop signs; CSR = (offsets,
+    values)."""
 
     town: str
     # geometry, ragged over lanes: lane i owns stations offsets[i]:offsets[i + 1], in driving direction
@@ -41,6 +53,14 @@ class LaneGraph:
     left_lane: IntArray  # [L] neighbour driving in the same direction, or -1; its stations lie abreast, one by one
     right_lane: IntArray  # [L]
     names: tuple[str, ...]  # [L] "road/section/lane" of the OpenDRIVE file
+    # what borders a lane, in driving direction
+    left_change: BoolArray  # [L] the marks allow a change to left_lane somewhere along the lane (never inside a junction)
+    right_change: BoolArray  # [L]
+    opposite_lane: IntArray  # [L] driving lane right across the road's centre, or -1; its stations lie abreast in reverse order
+    left_side: IntArray  # [L] index into SIDES
+    right_side: IntArray  # [L]
+    left_width: FloatArray  # [V] metres of the strip to the left where it is no driving lane, else 0
+    right_width: FloatArray  # [V]
     # connections, CSR over lanes
     successor_offsets: IntArray  # [L + 1]
     successors: IntArray
@@ -53,6 +73,12 @@ class LaneGraph:
     light_junction: IntArray  # [T] the junction it belongs to
     light_group: IntArray  # [T] the controller that switches it: lights of one group show the same colour
     stop_lines: FloatArray  # [T, 2, 2] left and right end of the stop line, at the start of the governed lanes
+    # stop signs
+    stop_pose: FloatArray  # [S, 3] x, y, heading of the sign (it faces oncoming traffic)
+    stop_lane_offsets: IntArray  # [S + 1] CSR: the lanes that the sign is for (mostly junction lanes, at their first metres)
+    stop_lanes: IntArray  # [E]
+    stop_arc: FloatArray  # [E] metres along the lane where the sign stands
+    stop_box: FloatArray  # [E, 3] x, y, half extent of the square in which CARLA looks for cars that obey the sign
     # surfaces outside driving lanes, ragged polygons
     parking_offsets: IntArray  # [K + 1] parking lanes ("carpark" in NavSim's words)
     parking_vertices: FloatArray  # [W, 2]
@@ -87,17 +113,54 @@ class LaneGraph:
         return np.concatenate([self.left[s], self.right[s][::-1]])
 
     def save(self, path: Path) -> None:
-        """Write the graph as one uncompressed .npz; ``path`` appears whole or not at all."""
-        columns: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **columns)
+        """Write the graph as one uncompressed .npz whose columns can be mapped; ``path`` appears whole or not at all."""
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for f in fields(self):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, np.asarray(getattr(self, f.name), order="C"), allow_pickle=False)
+                info = zipfile.ZipInfo(f"{f.name}.npy")
+                begin = archive.start_dir + _HEADER + len(info.filename) + 4  # start_dir: where the next member goes
+                padding = -begin % _ALIGNMENT
+                info.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+                archive.writestr(info, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> LaneGraph:
-        """Read what ``save`` wrote. A damaged file raises whatever NumPy raises (zip, value, key or OS error)."""
-        with np.load(path, allow_pickle=False) as archive:
-            columns: dict[str, Any] = {f.name: archive[f.name] for f in fields(cls)}
+        """Map what ``save`` wrote: processes share one copy, and what is written to an array stays in its process.
+
+        A damaged file raises ``zipfile.BadZipFile``, ``ValueError``, ``KeyError`` or ``OSError``.
+        """
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        columns: dict[str, Any] = {f.name: _column(mapped, members[f"{f.name}.npy"]) for f in fields(cls)}
         return cls(**columns | {"town": str(columns["town"]), "names": tuple(columns["names"].tolist())})
+
+
+_HEADER: Final = 30
+"""Bytes of a zip member's header before its name."""
+_ALIGNMENT: Final = 64
+_PADDING: Final = 0x4C47
+"""Id of the extra field that pads a member to ``_ALIGNMENT`` bytes."""
+
+
+def _column(mapped: mmap.mmap, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """A member's array, in place; its checksum is tested."""
+    at = info.header_offset
+    name, extra = struct.unpack("<HH", mapped[at + _HEADER - 4 : at + _HEADER].ljust(4, b"\0"))
+    begin = at + _HEADER + name + extra
+    with memoryview(mapped) as view, view[begin : begin + info.file_size] as data:
+        if info.compress_type != zipfile.ZIP_STORED or zlib.crc32(data) != info.CRC:
+            raise zipfile.BadZipFile(f"{info.filename} is damaged: its CRC is wrong")
+        head = io.BytesIO(bytes(data[:_LONGEST_HEAD]))
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError(f"{info.filename} is no array of version 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    return np.ndarray(shape, dtype, buffer=mapped, offset=begin + head.tell())
+
+
+_LONGEST_HEAD: Final = 1024
+"""Bytes in which an array's description surely ends."""
 
 
 def csr(rows: npt.ArrayLike, values: npt.ArrayLike, count: int) -> tuple[IntArray, IntArray]:
