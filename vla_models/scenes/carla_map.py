@@ -18,6 +18,7 @@ import numpy as np
 
 from vla_models.scenes.carla_lanes import NARROWEST, SHORTEST, driving_lanes, lane_strips
 from vla_models.scenes.carla_lights import lights
+from vla_models.scenes.carla_sides import sides, stop_signs
 from vla_models.scenes.lanes import FloatArray, IntArray, LaneGraph, offsets_of
 from vla_models.scenes.opendrive import Network, read_network
 
@@ -36,7 +37,13 @@ def convert(town: str, xodr: bytes) -> LaneGraph:
     carla_map = carla.Map(town, xodr.decode("utf-8"))
     network = read_network(xodr)
     lanes = driving_lanes(carla_map, network)
-    columns: dict[str, Any] = {**lanes.columns, **lights(carla_map, network, lanes), "crosswalks": crosswalks(carla_map)}
+    columns: dict[str, Any] = {
+        **lanes.columns,
+        **sides(carla_map, network, lanes),
+        **lights(carla_map, network, lanes),
+        **stop_signs(carla_map, network, lanes),
+        "crosswalks": crosswalks(carla_map),
+    }
     for name, kinds in SURFACES.items():
         columns[f"{name}_offsets"], columns[f"{name}_vertices"] = _surfaces(carla_map, network, kinds)
     return LaneGraph(town=town, **columns)

@@ -16,14 +16,21 @@ from vla_models.files import atomic_path
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 STATION_STEP: Final = 1.0
 """Metres between stations of a lane, at most (5 % more here and there); lanes that lie abreast have equally many stations."""
 
+SIDES: Final = ("nothing", "driving", "oncoming", "parking", "sidewalk", "shoulder", "other")
+"""What may border a driving lane: ``left_side`` and ``right_side`` of the graph are indices into this. "driving" goes the same
+way, "oncoming" lies across the road's centre, "shoulder" is any other street-level surface (bike lanes, two-way turning
+lanes)."""
+
 
 @dataclass(frozen=True)
 class LaneGraph:
-    """Driving lanes with their geometry and connections. L lanes, V stations in total, T lights; CSR = (offsets, values)."""
+    """Driving lanes with their geometry and connections. L lanes, V stations, T lights, S stop signs; CSR = (offsets,
+    values)."""
 
     town: str
     # geometry, ragged over lanes: lane i owns stations offsets[i]:offsets[i + 1], in driving direction
@@ -41,6 +48,14 @@ class LaneGraph:
     left_lane: IntArray  # [L] neighbour driving in the same direction, or -1; its stations lie abreast, one by one
     right_lane: IntArray  # [L]
     names: tuple[str, ...]  # [L] "road/section/lane" of the OpenDRIVE file
+    # what borders a lane, in driving direction
+    left_change: BoolArray  # [L] the marks allow a change to left_lane somewhere along the lane (never inside a junction)
+    right_change: BoolArray  # [L]
+    opposite_lane: IntArray  # [L] driving lane right across the road's centre, or -1; its stations lie abreast in reverse order
+    left_side: IntArray  # [L] index into SIDES
+    right_side: IntArray  # [L]
+    left_width: FloatArray  # [V] metres of the strip to the left where it is no driving lane, else 0
+    right_width: FloatArray  # [V]
     # connections, CSR over lanes
     successor_offsets: IntArray  # [L + 1]
     successors: IntArray
@@ -53,6 +68,12 @@ class LaneGraph:
     light_junction: IntArray  # [T] the junction it belongs to
     light_group: IntArray  # [T] the controller that switches it: lights of one group show the same colour
     stop_lines: FloatArray  # [T, 2, 2] left and right end of the stop line, at the start of the governed lanes
+    # stop signs
+    stop_pose: FloatArray  # [S, 3] x, y, heading of the sign (it faces oncoming traffic)
+    stop_lane_offsets: IntArray  # [S + 1] CSR: the lanes that the sign is for (mostly junction lanes, at their first metres)
+    stop_lanes: IntArray  # [E]
+    stop_arc: FloatArray  # [E] metres along the lane where the sign stands
+    stop_box: FloatArray  # [E, 3] x, y, half extent of the square in which CARLA looks for cars that obey the sign
     # surfaces outside driving lanes, ragged polygons
     parking_offsets: IntArray  # [K + 1] parking lanes ("carpark" in NavSim's words)
     parking_vertices: FloatArray  # [W, 2]
