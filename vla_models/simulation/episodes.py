@@ -459,7 +459,7 @@ def stage(route: RouteLike, seed: int = 0, *, vehicles: int = 12, density: float
     from vla_models.simulation.scenarios import stage_scenario
 
     roads = roads or roads_of(route.town)
-    path = roads.route_path(np.asarray(route.points, dtype=np.float64))
+    path = roads.route_path(np.asarray(route.points, dtype=np.float64), getattr(route, "lanes", None))
     setting = Stage(roads, path, seed, paths=[path])
     types = []
     for spec in route.scenarios:

@@ -169,6 +169,11 @@ class Roads:
         agree, h = (-2.0, 0.0) if heading is None else (1e-9, heading)
         return int(_nearest(g.center, self.lane_of, g.elevation, *self._grid, x, y, elevation, h, agree, within))
 
+    def _on_lane(self, lane: int, x: float, y: float) -> int:
+        """The station of a lane that is nearest to (x, y)."""
+        s = self.graph.stations(lane)
+        return s.start + int(np.argmin((self.graph.center[s, 0] - x) ** 2 + (self.graph.center[s, 1] - y) ** 2))
+
     def place(self, x: float, y: float, heading: float | None = None, within: float = 8.0) -> tuple[int, float]:
         """(lane, metres along it) nearest to a point. Raises ``SceneError`` where no lane is near."""
         v = self.nearest(x, y, heading, within)
@@ -288,25 +293,30 @@ class Roads:
         points[:, EDGE_LEFT] = points[:, EDGE_RIGHT] = points[:, HALF_WIDTH]
         return Path(points, np.where(known, lanes, -1))
 
-    def with_edges(self, path: Path) -> Path:
-        """``path`` with its edges and oncoming lanes filled in."""
+    def with_edges(self, path: Path, stations: IntArray) -> Path:
+        """``path``, whose points lie at ``stations``, with its edges and oncoming lanes filled in."""
         g, points = self.graph, path.points.copy()
-        stations = np.array([self.nearest(x, y, h) for x, y, h in points[:, :3]], dtype=np.int64)
         _edges(points, path.lanes, g.center, self.half, self.lane_of, self.in_junction, g.elevation, *self._grid, stations)
         return Path(points, path.lanes)
 
-    def route_path(self, points: FloatArray) -> Path:
-        """The path along a route's points [R, >=3] (x, y, heading[, speed limit]) as the ego is to drive it, with edges."""
+    def route_path(self, points: FloatArray, lanes: IntArray | None = None) -> Path:
+        """The path along a route's points [R, >=3] (x, y, heading[, speed limit]) as the ego is to drive it, with edges. ``lanes``
+        [R], where known, say on which of several storeys it runs."""
         arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points[:, :2], axis=0).T))])
         at = np.arange(0.0, arc[-1] + 1e-9)
         if len(at) < 3:
             raise SceneError(f"a route of {arc[-1]:.1f} m in {self.graph.town} is too short to drive")
         xy = np.stack([np.interp(at, arc, points[:, k]) for k in (0, 1)], -1)
         h = headings(xy)
-        stations = np.array([self.nearest(*p, k) for p, k in zip(xy, h, strict=True)], dtype=np.int64)
+        if lanes is None:
+            stations = np.array([self.nearest(float(x), float(y), float(k)) for (x, y), k in zip(xy, h, strict=True)])
+        else:
+            stations = np.array([
+                self._on_lane(int(lanes[k]), x, y) for k, (x, y) in zip(np.searchsorted(arc, at - 0.5), xy, strict=True)
+            ])
         limit = np.interp(at, arc, points[:, 3]) if points.shape[1] > 3 else None
         path = self.dressed(xy, np.where(stations >= 0, self.lane_of[np.maximum(stations, 0)], -1), stations, limit)
-        return self.with_edges(path)
+        return self.with_edges(path, stations)
 
 
 def headings(xy: FloatArray) -> FloatArray:
