@@ -176,7 +176,7 @@ def look(env, actors, awake, i, points, offsets, cross_offsets, cross, stop_offs
                 continue
             for a in range(int(env[E_AWAKE])):
                 j = awake[a]
-                if actors[j, PATH] != cross[e, 0] or j == i or actors[j, PRESENT] == 0.0 or actors[j, SOLID] == 0.0:
+                if actors[j, PATH] != cross[e, 0] or j == i or actors[j, PHASE] != _MOVING or actors[j, SOLID] == 0.0:
                     continue
                 theirs = cross[e, 2] - actors[j, AS] - 0.5 * actors[j, LENGTH]
                 if theirs < -1.0 - actors[j, LENGTH] or theirs > 60.0:
@@ -211,7 +211,7 @@ def side_free(env, actors, awake, i, target, behind, before):  # type: ignore[no
         dx, dy = actors[j, AX] - me[AX], actors[j, AY] - me[AY]
         along, across = c * dx + s * dy, -s * dx + c * dy
         faster = max(0.0, actors[j, AV] - me[AV]) if along < 0.0 else 0.0
-        if -behind - 2.0 * faster < along < before and abs(across - side) < 0.5 * (me[WIDTH] + actors[j, WIDTH]) + 0.6:
+        if -behind - faster < along < before and abs(across - side) < 0.5 * (me[WIDTH] + actors[j, WIDTH]) + 0.6:
             return False
     return True
 

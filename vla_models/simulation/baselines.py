@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_models.simulation import tables as columns
 from vla_models.simulation.agents import look, meets, side_free
-from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HEADING, LEFT, OPPOSITE, RIGHT, X, Y
+from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HEADING, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, X, Y
 from vla_models.simulation.tables import (
     AD,
     AD_TO,
@@ -27,8 +27,10 @@ from vla_models.simulation.tables import (
     E_AWAKE,
     E_H,
     E_PROGRESS,
+    E_SLOW_SINCE,
     E_STOP,
     E_STOPPED,
+    E_TICK,
     E_V,
     E_X,
     E_Y,
@@ -38,13 +40,18 @@ from vla_models.simulation.tables import (
     LEAVE_AFTER,
     LENGTH,
     PATH,
+    PHASE,
     PRESENT,
+    SEES,
+    SINCE,
     SOLID,
     STOP_PASSED,
+    TICK,
     WIDTH,
     YIELDS,
     FloatArray,
     Kind,
+    Phase,
 )
 from vla_models.simulation.traffic import idm
 from vla_models.simulation.vehicle import LENGTH as EGO_LENGTH
@@ -57,8 +64,8 @@ CLEARANCE: Final = 0.5
 SIGHT: Final = 70.0
 """Metres ahead in which the driver looks for obstacles."""
 BRAKE_COMFORT: Final = 2.5
-ACCEL: Final = 1.8
-_WALKER, _BICYCLE = float(Kind.WALKER), float(Kind.BICYCLE)
+ACCEL: Final = 2.4
+_WALKER, _BICYCLE, _MOVING = float(Kind.WALKER), float(Kind.BICYCLE), float(Phase.MOVING)
 
 
 def constant_velocity(world: World, steps: int = 8, dt: float = 0.5) -> FloatArray:
@@ -111,7 +118,7 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
             wanted = min(speed, route[at, CAP])
             target = idm(v, wanted, left, ahead, ACCEL, BRAKE_COMFORT, 1.2, 2.0)
             target = max(target, -4.8)
-            a = min(a + 3.0 * step, max(a - 12.0 * step, target))
+            a = min(a + 8.0 * step, max(a - 12.0 * step, target))
             after = max(0.0, v + a * step)
             moved = 0.5 * (v + after) * step
             rear_s += moved
@@ -131,6 +138,31 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
 
 
 @numba.njit(cache=True)
+def _in_the_way(me):  # type: ignore[no-untyped-def]
+    """Whether an actor is one to drive around: it stands for good, or is a bicycle that crawls along the lane."""
+    if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[KIND] == _WALKER or me[LEAVE_AFTER] < 1e9:
+        return False
+    return me[PATH] < 0.0 or me[SINCE] > 1e17 or (me[KIND] == _BICYCLE and me[SEES] > 0.0 and me[AV] < 5.0)
+
+
+@numba.njit(cache=True)
+def _hide(env, actors, awake):  # type: ignore[no-untyped-def]
+    """Take what one drives around out of a copy of the actors, so that only what moves is looked at."""
+    for a in range(1, int(env[E_AWAKE])):
+        if _in_the_way(actors[awake[a]]):
+            actors[awake[a], PRESENT] = 0.0
+
+
+@numba.njit(cache=True)
+def _clear(t, n, env, actors, route, d, offset, last):  # type: ignore[no-untyped-def]
+    """Whether one can pass at the lateral ``offset``: nothing stands there, and nobody is beside the ego (``actors``: without what
+    stands)."""
+    half = 0.5 * EGO_WIDTH + 0.3
+    begin, end, _, _ = _blockers(env, t.actors[n], t.awake[n], route, offset - half, offset + half, last - env[E_PROGRESS] + 5.0)
+    return begin > end and (abs(offset - d) < 1.0 or side_free(env, actors, t.awake[n], 0, offset, 8.0, 10.0))
+
+
+@numba.njit(cache=True)
 def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-untyped-def]
     """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead -> first and last
     metre, and how far to the left and to the right it reaches."""
@@ -139,11 +171,7 @@ def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-u
     first, last, left, right = 1e9, -1e9, -1e9, 1e9
     for a in range(1, int(env[E_AWAKE])):
         me = actors[awake[a]]
-        if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[KIND] == _WALKER or me[LEAVE_AFTER] < 1e9:
-            continue
-        crawls = me[KIND] == _BICYCLE and me[AV] < 4.0 and me[columns.YIELDS] == 0.0 and me[columns.SEES] > 0.0
-        stands = me[PATH] < 0.0 or (me[columns.SINCE] > 1e17)
-        if not crawls and not stands:
+        if not _in_the_way(me):
             continue
         at, along, h = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
         if at < 0.0 or at + along < s - 3.0:
@@ -152,7 +180,7 @@ def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-u
         side = -math.sin(route[k, HEADING]) * (me[AX] - route[k, X]) + math.cos(route[k, HEADING]) * (me[AY] - route[k, Y])
         turn = me[AH] - route[k, HEADING]
         across = 0.5 * (abs(math.sin(turn)) * me[LENGTH] + abs(math.cos(turn)) * me[WIDTH])
-        first, last = min(first, at - along), max(last, at + along + (6.0 if crawls else 0.0))
+        first, last = min(first, at - along), max(last, at + along + (6.0 if me[AV] > 0.0 else 0.0))
         left, right = max(left, side + across), min(right, side - across)
     return first, last, left, right
 
@@ -185,31 +213,47 @@ def _oncoming_free(env, actors, awake, route, first, last, offset):  # type: ign
 
 
 @numba.njit(cache=True)
-def _time_to(distance, v, wanted):  # type: ignore[no-untyped-def]
-    """Seconds to drive ``distance`` metres from speed ``v``, accelerating to ``wanted``."""
-    if distance <= 0.0:
-        return 0.0
-    wanted = max(wanted, v, 1.0)
-    run = (wanted * wanted - v * v) / (2.0 * ACCEL)
-    if run >= distance:
-        return (math.sqrt(v * v + 2.0 * ACCEL * distance) - v) / ACCEL
-    return (wanted - v) / ACCEL + (distance - run) / wanted
+def _waited(env):  # type: ignore[no-untyped-def]
+    """Seconds that the ego has stood."""
+    return (env[E_TICK] - env[E_SLOW_SINCE]) * TICK
 
 
 @numba.njit(cache=True)
-def _crossing_gap(env, actors, awake, cross, first_row, last_row, route, limit):  # type: ignore[no-untyped-def]
-    """Metres to where the ego has to wait for somebody with the right of way on a crossing path (1e9: nowhere)."""
+def _time_to(distance, v, wanted):  # type: ignore[no-untyped-def]
+    """Seconds to drive ``distance`` metres from speed ``v``, accelerating to ``wanted`` (with a little delay, and not quite as hard
+    as one means to)."""
+    if distance <= 0.0:
+        return 0.0
+    wanted = max(wanted, v, 1.0)
+    accel = 0.85 * ACCEL
+    delay = 0.3 if v < 1.0 else 0.0
+    run = (wanted * wanted - v * v) / (2.0 * accel)
+    if run >= distance:
+        return delay + (math.sqrt(v * v + 2.0 * accel * distance) - v) / accel
+    return delay + (wanted - v) / accel + (distance - run) / wanted
+
+
+@numba.njit(cache=True)
+def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_stop, last_stop, points, offsets):  # type: ignore[no-untyped-def]
+    """Metres to where the ego has to wait for somebody with the right of way on a crossing path (1e9: nowhere). Who has waited long
+    takes smaller gaps."""
     s, v = env[E_PROGRESS], env[E_V]
     gap = 1e9
+    route = points[offsets[0] : offsets[1]]
+    patience = max(0.0, 1.0 - _waited(env) / 40.0)
     for e in range(first_row, last_row):
         mine = cross[e, 1] - s - 0.5 * EGO_LENGTH
         if mine < -1.0 or mine > 60.0:
             continue
-        cap = min(limit, route[min(int(cross[e, 1]), len(route) - 1), CAP])
+        cap = min(12.0, route[min(int(cross[e, 1]), len(route) - 1), CAP])
         enter, leave = _time_to(mine - 1.0, v, cap), _time_to(mine + EGO_LENGTH + 3.0, v, cap)
+        other = points[offsets[int(cross[e, 0])] : offsets[int(cross[e, 0]) + 1]]
+        a, b = min(int(cross[e, 1]) + 12, len(route) - 1), min(int(cross[e, 2]) + 12, len(other) - 1)
+        merges = math.hypot(route[a, X] - other[b, X], route[a, Y] - other[b, Y]) < 3.0
+        entry = min(math.sqrt(v * v + 2.0 * ACCEL * max(mine, 0.0)), cap)
         for a in range(1, int(env[E_AWAKE])):
             me = actors[awake[a]]
-            if me[PATH] != cross[e, 0] or me[PRESENT] == 0.0 or me[SOLID] == 0.0:
+            if me[PATH] != cross[e, 0] or me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[PHASE] != _MOVING:
                 continue
             theirs = cross[e, 2] - me[AS] - 0.5 * me[LENGTH]
             if theirs < -me[LENGTH] - 4.0 or theirs > 90.0:
@@ -219,10 +263,17 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, route, limit):
             w = me[AV]
             if w < 0.3 and theirs > 1.0 and me[YIELDS] > 0.0:
                 continue
-            come, gone = max(theirs - 2.0, 0.0) / max(w, 2.0), (theirs + me[LENGTH] + 3.0) / max(w, 2.0)
-            if come > leave + 1.0 + max(0.0, w - cap) or gone + 0.3 < enter:
+            come, gone = max(theirs - 2.0, 0.0) / max(w, 2.0), (theirs + me[LENGTH] + 1.0) / max(w, 2.0)
+            safe = leave - 0.5
+            if merges:  # one need not be gone, only as fast as they are before they arrive
+                safe = enter + ((max(w - entry, 0.0)) ** 2 / (1.7 * ACCEL) + 3.0) / max(w, 2.0)
+            if come > safe + 1.5 * patience or gone + 0.4 * patience - 0.3 < enter:
                 continue
-            stop = mine - 1.5
+            stop = mine - (3.0 if merges else 1.5)
+            for q in range(first_stop, last_stop):  # rather at the stop line than behind it
+                line = stops[q, 0] - s - 0.5 * EGO_LENGTH
+                if 0.0 < line < mine and mine - line < 12.0:
+                    stop = line
             if stop < v * v / (2.0 * 4.8) - 1.0:
                 continue  # too late to stop: go on
             gap = min(gap, max(stop, 0.0) + 1.5)
@@ -245,40 +296,32 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
         # an obstacle in the lane: on which side is there room?
         first, last, left, right = _blockers(env, actors, awake, route, -half, half, SIGHT)
         if last > first:
-            first, last, left, right = _blockers(env, actors, awake, route, min(-half, right - 1.0), max(half, left + 1.0), last - s + 12.0)
+            first, last, left, right = _blockers(env, actors, awake, route, -half, half, last - s + 12.0)
             at = min(int(max(first, s)), len(route) - 1)
             room = first - s - 0.5 * EGO_LENGTH
             to_left, to_right = left + half, right - half
-            beside = room < 1.0 and abs(d - (to_left if d > 0.0 else to_right)) < 0.8
-            passing = beside
-            if beside:
-                offset = to_left if d > 0.0 else to_right
-            elif to_left + 0.5 * EGO_WIDTH < route[at, EDGE_LEFT] + 0.2 and (d > 1.0 or side_free(env, actors, awake, 0, to_left, 10.0, 14.0)):
+            _hide(env, actors, awake)
+            passing = False
+            if room < 1.0 and abs(d - (to_left if d > 0.0 else to_right)) < 0.8:  # beside it already
+                offset, passing = (to_left if d > 0.0 else to_right), True
+            elif to_left + 0.5 * EGO_WIDTH < route[at, EDGE_LEFT] + 0.2 and _clear(t, n, env, actors, route, d, to_left, last):
                 offset, passing = to_left, True
-            elif to_right - 0.5 * EGO_WIDTH > -route[at, EDGE_RIGHT] - 0.2 and (
-                d < -1.0 or side_free(env, actors, awake, 0, to_right, 10.0, 14.0)
-            ):
+            elif to_right - 0.5 * EGO_WIDTH > -route[at, EDGE_RIGHT] - 0.2 and _clear(t, n, env, actors, route, d, to_right, last):
                 offset, passing = to_right, True
-            elif route[at, OPPOSITE] > 0.0 and room < 45.0 and to_left < route[at, OPPOSITE] + 1.0 and (
-                _oncoming_free(env, actors, awake, route, first, last, to_left)
-            ):
-                offset, passing = to_left, True
+            elif 0.0 < to_left < route[at, OPPOSITE] + 1.0 and room < 45.0 and _clear(t, n, env, actors, route, d, to_left, last):
+                if _oncoming_free(env, actors, awake, route, first, last, to_left):
+                    offset, passing = to_left, True
             if passing:
-                rest = abs(offset - d)
-                if rest > 0.4 and room < 14.0:
+                if abs(offset - d) > 0.4 and room < 14.0:
                     speed = max(2.5, 0.35 * room)
-                for a in range(1, int(env[E_AWAKE])):
-                    other = actors[awake[a]]
-                    if (other[PATH] < 0.0 or other[columns.SINCE] > 1e17 or other[KIND] == _BICYCLE) and other[LEAVE_AFTER] > 1e9:
-                        if other[KIND] != _WALKER:
-                            other[PRESENT] = 0.0
                 if last - s < 15.0 or room < 8.0:
                     speed = min(speed, 8.0)
             else:
+                actors[:, PRESENT] = t.actors[n, :, PRESENT]
                 wait = room - 5.0
-        elif abs(d) > 1.2 and not side_free(env, actors, awake, 0, 0.0, 8.0, 8.0):
+        elif abs(d) > 1.2 and not side_free(env, actors, awake, 0, 0.0, max(5.0 - 0.2 * _waited(env), 0.0), 6.0):
             offset = d  # back into the lane only when it is free
-            if d < -route[k, EDGE_RIGHT] or d > route[k, EDGE_LEFT] + 1.0:
+            if d < -route[k, EDGE_RIGHT] + route[k, PARKING_RIGHT] or d > route[k, EDGE_LEFT] - route[k, PARKING_LEFT] + 1.0:
                 wait = 0.0
         # an emergency vehicle behind
         for a in range(1, int(env[E_AWAKE])):
@@ -308,7 +351,10 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
             t.lights[n],
         )  # fmt: skip
         gap, ahead = me[GAP], me[AHEAD]
-        crossing = _crossing_gap(env, actors, awake, t.cross[n], t.cross_offsets[n, 0], t.cross_offsets[n, 1], route, 12.0)
+        crossing = _crossing_gap(
+            env, actors, awake, t.cross[n], t.cross_offsets[n, 0], t.cross_offsets[n, 1], t.stops[n], t.stop_offsets[n, 0],
+            t.stop_offsets[n, 1], t.points[n], t.path_offsets[n],
+        )  # fmt: skip
         nearest = min(crossing, wait)
         if nearest < gap:
             gap, ahead = max(nearest, 0.05), 0.0

@@ -237,7 +237,7 @@ class Episode:
     seed: int
     route: Path
     actors: FloatArray  # [A, 50], 0 is the ego
-    points: FloatArray  # [W, 11]
+    points: FloatArray  # [W, 13]
     path_offsets: IntArray
     cross_offsets: IntArray
     cross: FloatArray

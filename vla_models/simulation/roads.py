@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
-from vla_models.scenes.lanes import LaneGraph
+from vla_models.scenes.lanes import SIDES, LaneGraph
 from vla_models.scenes.towns import load_town
 
 FloatArray = npt.NDArray[np.float64]
@@ -36,12 +36,14 @@ PATH_COLUMNS: Final = (
     "junction",
     "edge_left",
     "edge_right",
+    "parking_left",
+    "parking_right",
 )
 """x, y; heading (unwrapped along the path); cap: speed m/s that limit and curvature allow; left, right: metres to the centre of
 the neighbouring lane of the same direction, opposite: to that of the nearest oncoming lane on the left (0: none); half_width of
 the lane; junction: 1 inside one; edge_left, edge_right: metres from the path to where the lanes of this direction end (inside a
-junction: where any lane ends)."""
-X, Y, HEADING, CAP, LEFT, RIGHT, OPPOSITE, HALF_WIDTH, JUNCTION, EDGE_LEFT, EDGE_RIGHT = range(len(PATH_COLUMNS))
+junction: where any lane ends), parking lanes included as officially; parking_left, parking_right: width of a parking lane there (0: none)."""
+X, Y, HEADING, CAP, LEFT, RIGHT, OPPOSITE, HALF_WIDTH, JUNCTION, EDGE_LEFT, EDGE_RIGHT, PARKING_LEFT, PARKING_RIGHT = range(len(PATH_COLUMNS))
 
 LATERAL_ACCEL: Final = 2.2
 """m/s² that a driver accepts in a curve."""
@@ -118,7 +120,7 @@ def _edges(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Path:
-    """A path with what lies on it. ``points`` [n, 11], a point a metre; ``lanes`` [n] the lane of each point, or -1."""
+    """A path with what lies on it. ``points`` [n, 13], a point a metre; ``lanes`` [n] the lane of each point, or -1."""
 
     points: FloatArray
     lanes: IntArray
@@ -297,6 +299,18 @@ class Roads:
         """``path``, whose points lie at ``stations``, with its edges and oncoming lanes filled in."""
         g, points = self.graph, path.points.copy()
         _edges(points, path.lanes, g.center, self.half, self.lane_of, self.in_junction, g.elevation, *self._grid, stations)
+        for at in np.flatnonzero(points[:, JUNCTION] == 0.0):
+            lane, arc = int(self.lane_of[stations[at]]), int(stations[at] - g.offsets[self.lane_of[stations[at]]])
+            for neighbour, side, width, edge, column in (
+                (g.left_lane, g.left_side, g.left_width, EDGE_LEFT, PARKING_LEFT),
+                (g.right_lane, g.right_side, g.right_width, EDGE_RIGHT, PARKING_RIGHT),
+            ):
+                outer = lane
+                while neighbour[outer] >= 0:
+                    outer = int(neighbour[outer])
+                if SIDES[side[outer]] == "parking":
+                    points[at, column] = width[min(g.offsets[outer] + arc, g.offsets[outer + 1] - 1)]
+                    points[at, edge] += points[at, column]
         return Path(points, path.lanes)
 
     def route_path(self, points: FloatArray, lanes: IntArray | None = None) -> Path:

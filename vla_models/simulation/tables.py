@@ -12,6 +12,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.simulation.roads import PATH_COLUMNS
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Int8Array = npt.NDArray[np.int8]
@@ -167,7 +169,7 @@ class Tables(NamedTuple):
     env: FloatArray  # [N, 47] ENV_COLUMNS
     actors: FloatArray  # [N, A, 50] ACTOR_COLUMNS
     awake: IntArray  # [N, A] slots that are looked at
-    points: FloatArray  # [N, W, 11] roads.PATH_COLUMNS, path after path; path 0 is the route
+    points: FloatArray  # [N, W, 13] roads.PATH_COLUMNS, path after path; path 0 is the route
     path_offsets: IntArray  # [N, P + 1]
     cross_offsets: IntArray  # [N, P + 1]
     cross: FloatArray  # [N, C, 5] other path, metres on this one, metres on the other, this one's rank, the other's
@@ -197,7 +199,7 @@ def empty_tables(count: int, sizes: dict[str, int]) -> Tables:
         env=full(len(ENV_COLUMNS)),
         actors=full(s["A"], len(ACTOR_COLUMNS)),
         awake=full(s["A"], kind=np.int64),
-        points=full(s["W"], 11),
+        points=full(s["W"], len(PATH_COLUMNS)),
         path_offsets=full(s["P"] + 1, kind=np.int64),
         cross_offsets=full(s["P"] + 1, kind=np.int64),
         cross=full(s["C"], 5),

@@ -10,7 +10,7 @@ import numpy as np
 from vla_models.errors import SceneError
 from vla_models.geometry import wrap_angle
 from vla_models.simulation.episodes import Script, Stage
-from vla_models.simulation.roads import EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, OPPOSITE, Path
+from vla_models.simulation.roads import EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, Path
 from vla_models.simulation.tables import GREEN, RED
 
 SCENARIO_TIMEOUT: Final = 240.0
@@ -20,8 +20,13 @@ PARKED: Final = 1.25
 
 
 def parked_offset(stage: Stage, s: float, side: float) -> float:
-    """Lateral offset of a vehicle parked beside the route's lane."""
-    return side * (float(stage.route.points[round(s), HALF_WIDTH]) + PARKED)
+    """Lateral offset of a vehicle parked beside the route's lane: on the outer part of the parking lane, where there is one."""
+    point = stage.route.points[round(s)]
+    half = float(point[HALF_WIDTH])
+    width = float(point[PARKING_LEFT if side > 0.0 else PARKING_RIGHT])
+    if width == 0.0 or point[LEFT if side > 0.0 else RIGHT] > 0.0:
+        return side * (half + PARKED)
+    return side * (half + max(0.5 * width + 0.25 * (width - 1.0), PARKED))
 
 
 def kerb_offset(stage: Stage, s: float, side: float, beyond: float) -> float:

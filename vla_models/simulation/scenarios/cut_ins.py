@@ -36,7 +36,7 @@ def static(stage: Stage, script: Script) -> None:
     for k in (0, 1, 3, 4, 5):
         stage.add(Kind.CAR, lane.pose(11.0 * k, side * beside), shown=1.0)
     at = lane.points[22]
-    path = shifted(lane, blend(len(lane), 24, 16.0, side * beside, 0.0))
+    path = shifted(lane, blend(len(lane), 22, 9.0, side * beside, 0.0))
     stage.add(
         Kind.CAR, path=path, s=22.0, speed_mode=1.0, target=60.0 / 3.6, accel=2.5, sees=1.0, start=1.0, start_x=at[0], start_y=at[1],
         start_distance=15.0, start_time=2.7, shown=1.0, travel_limit=70.0, at_end=1.0, min_gap=1.0,
