@@ -12,7 +12,6 @@ from typing import Final
 import numba
 import numpy as np
 
-from vla_models.simulation import tables as columns
 from vla_models.simulation.agents import look, meets, side_free
 from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HEADING, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, X, Y
 from vla_models.simulation.tables import (
@@ -24,6 +23,7 @@ from vla_models.simulation.tables import (
     AV,
     AX,
     AY,
+    E_ACC,
     E_AWAKE,
     E_H,
     E_PROGRESS,
@@ -104,10 +104,10 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
     drives at ``ahead``."""
     last = len(route) - 1
     c, sn = math.cos(env[E_H]), math.sin(env[E_H])
-    rear_s, d, v, a = env[E_PROGRESS] - REAR_TO_CENTER, 0.0, env[E_V], env[columns.E_ACC]
-    k = min(max(int(env[E_PROGRESS]), 0), last)
+    rear_s, v, a = env[E_PROGRESS] - REAR_TO_CENTER, env[E_V], env[E_ACC]
+    k = min(max(int(rear_s), 0), last)
     h = route[k, HEADING]
-    d = -math.sin(h) * (env[E_X] + REAR_TO_CENTER * c - route[k, X]) + math.cos(h) * (env[E_Y] + REAR_TO_CENTER * sn - route[k, Y])
+    d = -math.sin(h) * (env[E_X] - route[k, X]) + math.cos(h) * (env[E_Y] - route[k, Y])
     a = min(max(a, -3.0), 1.0)
     step = 0.1
     parts = int(round(dt / step))
@@ -274,7 +274,7 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_s
                 line = stops[q, 0] - s - 0.5 * EGO_LENGTH
                 if 0.0 < line < mine and mine - line < 12.0:
                     stop = line
-            if stop < v * v / (2.0 * 4.8) - 1.0:
+            if mine - 0.3 < v * v / (2.0 * 4.8):
                 continue  # too late to stop: go on
             gap = min(gap, max(stop, 0.0) + 1.5)
     return gap
