@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from vla_models.simulation.agents import look, meets, side_free
-from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HEADING, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, X, Y
+from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, HEADING, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, X, Y
 from vla_models.simulation.tables import (
     AD,
     AD_TO,
@@ -124,7 +124,7 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
             rear_s += moved
             left -= moved - ahead * step
             v = after
-            rate = min(1.6, 0.35 * v) * step
+            rate = min(1.6, 0.55 * v) * step
             d += min(max(offset - d, -rate), rate)
         s = rear_s
         j = min(max(int(math.floor(s)), 0), last - 1)
@@ -186,6 +186,25 @@ def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-u
 
 
 @numba.njit(cache=True)
+def _dodge(env, actors, awake, route):  # type: ignore[no-untyped-def]
+    """Lateral offset (0 or to the right) that keeps clear of somebody who comes over the centre line."""
+    s = env[E_PROGRESS]
+    k = min(int(s), len(route) - 1)
+    offset = 0.0
+    for a in range(1, int(env[E_AWAKE])):
+        me = actors[awake[a]]
+        if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[AV] < 1.0 or me[KIND] == _WALKER:
+            continue
+        at, _, h = meets(route, k, min(k + 60, len(route) - 1), -0.5, 1.9, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        if at < 0.0 or math.cos(me[AH] - h) > -0.8:
+            continue
+        j = min(int(at), len(route) - 1)
+        side = -math.sin(h) * (me[AX] - route[j, X]) + math.cos(h) * (me[AY] - route[j, Y])
+        offset = min(offset, side - 0.5 * me[WIDTH] - 0.5 * EGO_WIDTH - 0.4)
+    return max(offset, 0.5 * EGO_WIDTH + 0.15 - route[k, EDGE_RIGHT])
+
+
+@numba.njit(cache=True)
 def _oncoming_free(env, actors, awake, route, first, last, offset):  # type: ignore[no-untyped-def]
     """Whether nobody who comes the other way would meet the ego beside an obstacle that it passes at the lateral ``offset``."""
     s, v = env[E_PROGRESS], max(env[E_V], 3.0)
@@ -236,21 +255,23 @@ def _time_to(distance, v, wanted):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_stop, last_stop, points, offsets):  # type: ignore[no-untyped-def]
     """Metres to where the ego has to wait for somebody with the right of way on a crossing path (1e9: nowhere). Who has waited long
-    takes smaller gaps."""
+    takes smaller gaps. Takes those out of ``actors``, a copy, who will have passed before the ego is there."""
     s, v = env[E_PROGRESS], env[E_V]
     gap = 1e9
     route = points[offsets[0] : offsets[1]]
-    patience = max(0.0, 1.0 - _waited(env) / 40.0)
+    patience = max(0.0, 1.0 - _waited(env) / 30.0)
+    passed = np.zeros(int(env[E_AWAKE]), dtype=np.bool_)
     for e in range(first_row, last_row):
         mine = cross[e, 1] - s - 0.5 * EGO_LENGTH
         if mine < -1.0 or mine > 60.0:
             continue
         cap = min(12.0, route[min(int(cross[e, 1]), len(route) - 1), CAP])
-        enter, leave = _time_to(mine - 1.0, v, cap), _time_to(mine + EGO_LENGTH + 3.0, v, cap)
+        enter, leave = _time_to(mine - 1.0, v, cap), _time_to(mine + EGO_LENGTH + 1.5, v, cap)
         other = points[offsets[int(cross[e, 0])] : offsets[int(cross[e, 0]) + 1]]
         a, b = min(int(cross[e, 1]) + 12, len(route) - 1), min(int(cross[e, 2]) + 12, len(other) - 1)
         merges = math.hypot(route[a, X] - other[b, X], route[a, Y] - other[b, Y]) < 3.0
         entry = min(math.sqrt(v * v + 2.0 * ACCEL * max(mine, 0.0)), cap)
+        calm = 0.0 if 0.1 < v < 6.0 and mine < 10.0 else patience  # once off, one goes on
         for a in range(1, int(env[E_AWAKE])):
             me = actors[awake[a]]
             if me[PATH] != cross[e, 0] or me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[PHASE] != _MOVING:
@@ -267,9 +288,12 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_s
             safe = leave - 0.5
             if merges:  # one need not be gone, only as fast as they are before they arrive
                 safe = enter + ((max(w - entry, 0.0)) ** 2 / (1.7 * ACCEL) + 3.0) / max(w, 2.0)
-            if come > safe + 1.5 * patience or gone + 0.4 * patience - 0.3 < enter:
+            if gone + 0.4 * calm - 0.3 < enter:
+                passed[a] = True
                 continue
-            stop = mine - (3.0 if merges else 1.5)
+            if come > safe + 1.5 * calm:
+                continue
+            stop = mine - (7.0 if me[YIELDS] == 0.0 else 1.5)  # a running start for a gap between those who do not brake
             for q in range(first_stop, last_stop):  # rather at the stop line than behind it
                 line = stops[q, 0] - s - 0.5 * EGO_LENGTH
                 if 0.0 < line < mine and mine - line < 12.0:
@@ -277,6 +301,9 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_s
             if mine - 0.3 < v * v / (2.0 * 4.8):
                 continue  # too late to stop: go on
             gap = min(gap, max(stop, 0.0) + 1.5)
+    for a in range(len(passed)):
+        if passed[a]:
+            actors[awake[a], PRESENT] = 0.0
     return gap
 
 
@@ -323,6 +350,12 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
             offset = d  # back into the lane only when it is free
             if d < -route[k, EDGE_RIGHT] + route[k, PARKING_RIGHT] or d > route[k, EDGE_LEFT] - route[k, PARKING_LEFT] + 1.0:
                 wait = 0.0
+        elif abs(d) > 1.2:  # out of a parking place, or back from an overtaking: past what stands beside
+            _hide(env, actors, awake)
+            if abs(d) > route[k, HALF_WIDTH] + 0.5:
+                speed = 3.0
+        if offset == 0.0 and abs(d) < 1.5:
+            offset = _dodge(env, actors, awake, route)
         # an emergency vehicle behind
         for a in range(1, int(env[E_AWAKE])):
             other = actors[awake[a]]
@@ -345,16 +378,16 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
             for q in range(t.stop_offsets[n, 0], t.stop_offsets[n, 1]):
                 if t.stops[n, q, 2] == env[E_STOP]:
                     me[STOP_PASSED] = t.stops[n, q, 0]
+        crossing = _crossing_gap(
+            env, actors, awake, t.cross[n], t.cross_offsets[n, 0], t.cross_offsets[n, 1], t.stops[n], t.stop_offsets[n, 0],
+            t.stop_offsets[n, 1], t.points[n], t.path_offsets[n],
+        )  # fmt: skip
         me[YIELDS] = 0.0
         look(
             env, actors, awake, 0, t.points[n], t.path_offsets[n], t.cross_offsets[n], t.cross[n], t.stop_offsets[n], t.stops[n],
             t.lights[n],
         )  # fmt: skip
         gap, ahead = me[GAP], me[AHEAD]
-        crossing = _crossing_gap(
-            env, actors, awake, t.cross[n], t.cross_offsets[n, 0], t.cross_offsets[n, 1], t.stops[n], t.stop_offsets[n, 0],
-            t.stop_offsets[n, 1], t.points[n], t.path_offsets[n],
-        )  # fmt: skip
         nearest = min(crossing, wait)
         if nearest < gap:
             gap, ahead = max(nearest, 0.05), 0.0

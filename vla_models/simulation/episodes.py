@@ -267,49 +267,53 @@ class Episode:
 
 
 @numba.njit(cache=True)
-def _crossings(points, offsets, boxes):  # type: ignore[no-untyped-def]
+def _crossings(points, offsets):  # type: ignore[no-untyped-def]
     """Rows (path, other path, metres on each, rank of each) where a path comes near another one that it was apart from."""
-    count = len(offsets) - 1
+    count, total = len(offsets) - 1, len(points)
+    x0, y0 = points[:, 0].min() - 1.0, points[:, 1].min() - 1.0
+    columns = int((points[:, 0].max() - x0) / APART) + 3
+    owner = np.empty(total, dtype=np.int64)
+    cell = np.empty(total, dtype=np.int64)
+    for p in range(count):
+        for w in range(offsets[p], offsets[p + 1]):
+            owner[w] = p
+            cell[w] = (int((points[w, 1] - y0) / APART) + 1) * columns + int((points[w, 0] - x0) / APART) + 1
+    order = np.argsort(cell, kind="mergesort")
+    keys = cell[order]
     found = [(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)]
     found.clear()
+    nearest, at = np.empty(count), np.empty(count, dtype=np.int64)
+    last_near = np.empty(count, dtype=np.int64)
     for p in range(count):
-        one = points[offsets[p] : offsets[p + 1]]
-        for q in range(count):
-            if (
-                p == q
-                or boxes[p, 0] > boxes[q, 2]
-                or boxes[q, 0] > boxes[p, 2]
-                or boxes[p, 1] > boxes[q, 3]
-                or boxes[q, 1] > boxes[p, 3]
-            ):
-                continue
-            two = points[offsets[q] : offsets[q + 1]]
-            apart = False
-            a = 0
-            while a < len(one):
-                nearest, at = 1e9, 0
-                b = 0
-                while b < len(two):
-                    d = math.hypot(one[a, 0] - two[b, 0], one[a, 1] - two[b, 1])
-                    if d < nearest:
-                        nearest, at = d, b
-                    b += max(1, int(d - nearest))
-                if nearest > APART:
-                    apart = True
-                    a += max(1, int(nearest - APART))
+        last_near[:] = -10
+        for w in range(offsets[p], offsets[p + 1]):
+            a = w - offsets[p]
+            nearest[:] = 1e9
+            at[:] = 1 << 60
+            for row in range(-1, 2):
+                low = np.searchsorted(keys, cell[w] + row * columns - 1)
+                high = np.searchsorted(keys, cell[w] + row * columns + 2)
+                for k in range(low, high):
+                    q = owner[order[k]]
+                    if q == p:
+                        continue
+                    d = math.hypot(points[w, 0] - points[order[k], 0], points[w, 1] - points[order[k], 1])
+                    nearest[q] = min(nearest[q], d)
+                    if d < CROSSING:
+                        at[q] = min(at[q], order[k] - offsets[q])
+            for q in range(count):
+                if nearest[q] > APART:
                     continue
-                if apart and nearest < CROSSING:
-                    apart = False
-                    start = at  # where the other path comes near this place: the first of its points within reach
-                    while start > 0 and math.hypot(one[a, 0] - two[start - 1, 0], one[a, 1] - two[start - 1, 1]) < CROSSING:
-                        start -= 1
+                if nearest[q] < CROSSING and a > 0 and (last_near[q] < 0 or a - last_near[q] > 2):
                     ranks = np.empty(2)
                     for k in range(2):
-                        path, place = (one, a) if k == 0 else (two, start)
+                        path = points[offsets[p] : offsets[p + 1]] if k == 0 else points[offsets[q] : offsets[q + 1]]
+                        place = a if k == 0 else at[q]
                         turned = path[min(place + 10, len(path) - 1), 2] - path[max(place - 12, 0), 2]
                         ranks[k] = 0.0 if turned > 0.5 else (1.0 if turned < -0.5 else 2.0)
-                    found.append((float(p), float(q), float(a), float(start), ranks[0], ranks[1]))
-                a += 1
+                    found.append((float(p), float(q), float(a), float(at[q]), ranks[0], ranks[1]))
+                if nearest[q] < CROSSING or last_near[q] >= 0:
+                    last_near[q] = a
     out = np.empty((len(found), 6))
     for k in range(len(found)):
         for c in range(6):
@@ -321,8 +325,7 @@ def crossings(paths: Sequence[Path]) -> tuple[IntArray, FloatArray]:
     """Crossings of paths by path: offsets [P + 1], rows [C, 5] (other path, metres here, metres there, rank here, rank there).
     Ranks: left turn 0, right turn 1, straight 2; the lower gives way, others being equal."""
     points, offsets = _ragged(paths)
-    boxes = np.array([[*p.points[:, :2].min(0) - 3.0, *p.points[:, :2].max(0) + 3.0] for p in paths])
-    rows = _crossings(points, offsets, boxes)
+    rows = _crossings(points, offsets)
     counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(paths)) if len(rows) else np.zeros(len(paths), np.int64)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), np.ascontiguousarray(rows[:, 1:])
 
@@ -376,7 +379,7 @@ def stops_on(roads: Roads, path: Path, lights: dict[int, int], signs: dict[int, 
             line = roads.graph.stations(lane)
             v = line.start + int(np.argmin(np.abs(roads.graph.arc[line] - arc)))
             at = path.nearest(*roads.graph.center[v, :2])
-            if path.lanes[at] == lane and at > 0:
+            if lane in path.lanes[max(at - 1, 0) : at + 2] and at > 0:
                 rows.append([float(at), -1.0, float(sign)])
     return sorted(rows)
 

@@ -44,7 +44,7 @@ def oncoming(stage: Stage, s: int, distance: float) -> Path:
     there see it. Raises ``SceneError`` where no oncoming lane is near."""
     x, y, h = stage.route.points[s, :3]
     across = float(stage.route.points[s, OPPOSITE]) or 3.5
-    for d in (across, across + 3.5, across + 7.0):
+    for d in (across, across + 3.5, across + 7.0, across + 10.5):
         v = stage.roads.nearest(x - d * math.sin(h), y + d * math.cos(h), float(h) + math.pi, 2.5)
         if v >= 0:
             lane, arc = int(stage.roads.lane_of[v]), float(stage.roads.graph.arc[v])

@@ -6,7 +6,7 @@ import numpy as np
 
 from vla_models.simulation.episodes import Script, Stage
 from vla_models.simulation.scenarios.common import entries_from, junction_at, junction_script, through
-from vla_models.simulation.tables import GREEN, Kind
+from vla_models.simulation.tables import GREEN, FloatArray, Kind
 
 
 def opposite_vehicle(stage: Stage, script: Script) -> None:
@@ -17,15 +17,23 @@ def opposite_vehicle(stage: Stage, script: Script) -> None:
     direction = str(script.parameters.get("direction", "right"))
     entry = entries_from(stage, first, direction)[0]
     path, _ = through(stage, entry, junction_at(stage, first), 0.0, 30.0, 10.0)
-    route = stage.route.points[first : out + 1, :2]
-    away = np.hypot(path.points[:, None, 0] - route[None, :, 0], path.points[:, None, 1] - route[None, :, 1])
-    place = route[int(np.unravel_index(np.argmin(away), away.shape)[1])]
+    place = _meeting_point(stage.route.points[first, :3], stage.roads.graph.center[stage.roads.graph.offsets[entry + 1] - 1])
     stage.add(
         Kind.AMBULANCE if stage.random(0.0, 1.0) < 0.5 else Kind.POLICE, path=path, speed_mode=1.0, target=60.0 / 3.6, start=1.0,
         start_x=float(place[0]), start_y=float(place[1]), start_distance=12.0, start_time=2.2, shown=1.0, at_end=1.0,
     )  # fmt: skip
     lights = junction_script(stage, first, {"ego": GREEN}, {"ego": GREEN}) if "RedLight" in script.type else ({}, {})
     stage.finish(begin, out + 10.0, quiet=30.0, script=lights)
+
+
+def _meeting_point(one: FloatArray, two: FloatArray) -> FloatArray:
+    """Where the straight continuations of two poses [3] meet (``get_geometric_linear_intersection``); halfway between them where
+    they run parallel."""
+    d = np.array([[np.cos(one[2]), -np.cos(two[2])], [np.sin(one[2]), -np.sin(two[2])]])
+    if abs(np.linalg.det(d)) < 0.1:
+        return 0.5 * (one[:2] + two[:2])
+    along = np.linalg.solve(d, two[:2] - one[:2])
+    return one[:2] + along[0] * d[:, 0]
 
 
 def emergency_vehicle(stage: Stage, script: Script) -> None:

@@ -39,5 +39,5 @@ def invading_turn(stage: Stage, script: Script) -> None:
     part = type(path)(path.points[source : max(sink, source + 30)], path.lanes[source : max(sink, source + 30)])
     over = shifted(part, blend(len(part), 0, 8.0, invade, invade))
     limit = float(part.points[:, 3].mean())
-    stage.add_flow(over, (40.0, 40.0), limit, speed_mode=0.0, target=1.0, sees=1.0, headway=0.4)
+    stage.add_flow(over, (40.0, 40.0), limit, speed_mode=0.0, target=1.0)
     stage.finish(begin, begin + distance + 30.0, SCENARIO_TIMEOUT, quiet=15.0)
