@@ -271,7 +271,7 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_s
         a, b = min(int(cross[e, 1]) + 12, len(route) - 1), min(int(cross[e, 2]) + 12, len(other) - 1)
         merges = math.hypot(route[a, X] - other[b, X], route[a, Y] - other[b, Y]) < 3.0
         entry = min(math.sqrt(v * v + 2.0 * ACCEL * max(mine, 0.0)), cap)
-        calm = 0.0 if 0.1 < v < 6.0 and mine < 10.0 else patience  # once off, one goes on
+        calm = 0.0 if v < 6.0 and env[E_ACC] > 0.3 and mine < 10.0 else patience  # once off, one goes on
         for a in range(1, int(env[E_AWAKE])):
             me = actors[awake[a]]
             if me[PATH] != cross[e, 0] or me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[PHASE] != _MOVING:
