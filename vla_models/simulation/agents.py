@@ -1,7 +1,7 @@
 """Vehicles and walkers on their paths: what they see, whom they let pass, how they move. One environment at a time.
 
-The rules are those of ``traffic`` (the same car-following law, the same way to give way), but every vehicle has a lateral offset
-from its path, may change lanes, and is looked after tick by tick, so that the ego can come in between.
+The rules are those of ``traffic`` (the same car-following law, the same way to give way), but every vehicle has a lateral
+offset from its path, may change lanes, and is looked after tick by tick, so that the ego can come in between.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ _PATH_SPEED, _FIXED, _EGO_PLUS, _SYNCHRONISED, _LEAD = 0.0, 1.0, 2.0, 3.0, 4.0
 
 @numba.njit(cache=True)
 def meets(points, first, last, low, high, x, y, heading, half_length, half_width):  # type: ignore[no-untyped-def]
-    """Metres along a path at which a box stands in the strip between the offsets ``low`` and ``high`` (-1: nowhere between indices
-    ``first`` and ``last``), its half extent along the path, and the path's heading there."""
+    """Metres along a path at which a box stands in the strip between the offsets ``low`` and ``high`` (-1: nowhere between
+    indices ``first`` and ``last``), its half extent along the path, and the path's heading there."""
     reach = max(-low, high) + half_length + half_width
     k = first
     while k <= last:

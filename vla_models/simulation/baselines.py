@@ -1,7 +1,7 @@
 """Policies to compare with: constant velocity, a blind route follower, and a rule-based driver that sees the world's state.
 
-Each maps a ``World`` to plans [N, T, 3], as a model would. They have no memory: the same world state gives the same plan, so they
-branch with a snapshot.
+Each maps a ``World`` to plans [N, T, 3], as a model would. They have no memory: the same world state gives the same plan, so
+they branch with a snapshot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,20 @@ import numba
 import numpy as np
 
 from vla_models.simulation.agents import look, meets, side_free
-from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, HEADING, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, X, Y
+from vla_models.simulation.roads import (
+    CAP,
+    EDGE_LEFT,
+    EDGE_RIGHT,
+    HALF_WIDTH,
+    HEADING,
+    LEFT,
+    OPPOSITE,
+    PARKING_LEFT,
+    PARKING_RIGHT,
+    RIGHT,
+    X,
+    Y,
+)
 from vla_models.simulation.tables import (
     AD,
     AD_TO,
@@ -85,9 +98,9 @@ def blind_follower(world: World, speed: float = 8.0, steps: int = 8, dt: float =
 
 
 def rule_based(world: World, steps: int = 8, dt: float = 0.5) -> FloatArray:
-    """Plans [N, steps, 3] of a careful driver: keeps to the route, follows and gives way like the traffic, stops at red lights and
-    stop signs, drives around what stands in its lane (in the oncoming lane only when that is free), lets emergency vehicles
-    pass."""
+    """Plans [N, steps, 3] of a careful driver: keeps to the route, follows and gives way like the traffic, stops at red
+    lights and stop signs, drives around what stands in its lane (in the oncoming lane only when that is free), lets emergency
+    vehicles pass."""
     plans = np.zeros((len(world), steps, 3))
     _rule_based(world.tables, dt, plans)
     return plans
@@ -100,8 +113,8 @@ def _route(world: World, n: int) -> FloatArray:
 
 @numba.njit(cache=True)
 def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no-untyped-def]
-    """Fill a plan [T, 3]: along the route, moving to the lateral ``offset``, at most ``speed``, ``gap`` metres behind something that
-    drives at ``ahead``."""
+    """Fill a plan [T, 3]: along the route, moving to the lateral ``offset``, at most ``speed``, ``gap`` metres behind
+    something that drives at ``ahead``."""
     last = len(route) - 1
     c, sn = math.cos(env[E_H]), math.sin(env[E_H])
     rear_s, v, a = env[E_PROGRESS] - REAR_TO_CENTER, env[E_V], env[E_ACC]
@@ -110,7 +123,7 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
     d = -math.sin(h) * (env[E_X] - route[k, X]) + math.cos(h) * (env[E_Y] - route[k, Y])
     a = min(max(a, -3.0), 1.0)
     step = 0.1
-    parts = int(round(dt / step))
+    parts = round(dt / step)
     left = gap
     for t in range(len(plan)):
         for _ in range(parts):
@@ -127,7 +140,7 @@ def _follow(env, route, offset, speed, gap, ahead, dt, plan):  # type: ignore[no
             rate = min(1.6, 0.55 * v) * step
             d += min(max(offset - d, -rate), rate)
         s = rear_s
-        j = min(max(int(math.floor(s)), 0), last - 1)
+        j = min(max(math.floor(s), 0), last - 1)
         u = s - j  # beyond the ends the route goes straight on
         h = route[j, HEADING] + min(max(u, 0.0), 1.0) * (route[j + 1, HEADING] - route[j, HEADING])
         x = route[j, X] + u * (route[j + 1, X] - route[j, X]) - d * math.sin(h) - env[E_X]
@@ -155,17 +168,19 @@ def _hide(env, actors, awake):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _clear(t, n, env, actors, route, d, offset, last):  # type: ignore[no-untyped-def]
-    """Whether one can pass at the lateral ``offset``: nothing stands there, and nobody is beside the ego (``actors``: without what
-    stands)."""
+    """Whether one can pass at the lateral ``offset``: nothing stands there, and nobody is beside the ego (``actors``: without
+    what stands)."""
     half = 0.5 * EGO_WIDTH + 0.3
-    begin, end, _, _ = _blockers(env, t.actors[n], t.awake[n], route, offset - half, offset + half, last - env[E_PROGRESS] + 5.0)
+    begin, end, _, _ = _blockers(
+        env, t.actors[n], t.awake[n], route, offset - half, offset + half, last - env[E_PROGRESS] + 5.0
+    )
     return begin > end and (abs(offset - d) < 1.0 or side_free(env, actors, t.awake[n], 0, offset, 8.0, 10.0))
 
 
 @numba.njit(cache=True)
 def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-untyped-def]
-    """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead -> first and last
-    metre, and how far to the left and to the right it reaches."""
+    """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead -> first
+    and last metre, and how far to the left and to the right it reaches."""
     s = env[E_PROGRESS]
     lo, hi = int(s), min(int(s + until), len(route) - 1)
     first, last, left, right = 1e9, -1e9, -1e9, 1e9
@@ -173,7 +188,7 @@ def _blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-u
         me = actors[awake[a]]
         if not _in_the_way(me):
             continue
-        at, along, h = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        at, along, _ = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
         if at < 0.0 or at + along < s - 3.0:
             continue
         k = min(int(at), len(route) - 1)
@@ -195,7 +210,9 @@ def _dodge(env, actors, awake, route):  # type: ignore[no-untyped-def]
         me = actors[awake[a]]
         if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[AV] < 1.0 or me[KIND] == _WALKER:
             continue
-        at, _, h = meets(route, k, min(k + 60, len(route) - 1), -0.5, 1.9, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        at, _, h = meets(
+            route, k, min(k + 60, len(route) - 1), -0.5, 1.9, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH]
+        )
         if at < 0.0 or math.cos(me[AH] - h) > -0.8:
             continue
         j = min(int(at), len(route) - 1)
@@ -216,9 +233,9 @@ def _oncoming_free(env, actors, awake, route, first, last, offset):  # type: ign
             continue
         far = stretch + me[AV] * seconds
         k0, k1 = int(s), min(int(s + far), len(route) - 1)
-        at, along, h = meets(
-            route, k0, k1, offset - 0.5 * EGO_WIDTH - 0.4, offset + 0.5 * EGO_WIDTH + 0.6, me[AX], me[AY], me[AH], 0.5 * me[LENGTH],
-            0.5 * me[WIDTH],
+        at, _, h = meets(
+            route, k0, k1, offset - 0.5 * EGO_WIDTH - 0.4, offset + 0.5 * EGO_WIDTH + 0.6, me[AX], me[AY], me[AH],
+            0.5 * me[LENGTH], 0.5 * me[WIDTH],
         )  # fmt: skip
         if at > s - 3.0 and math.cos(me[AH] - h) < 0.0:
             return False
@@ -239,8 +256,8 @@ def _waited(env):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _time_to(distance, v, wanted):  # type: ignore[no-untyped-def]
-    """Seconds to drive ``distance`` metres from speed ``v``, accelerating to ``wanted`` (with a little delay, and not quite as hard
-    as one means to)."""
+    """Seconds to drive ``distance`` metres from speed ``v``, accelerating to ``wanted`` (with a little delay, and not quite
+    as hard as one means to)."""
     if distance <= 0.0:
         return 0.0
     wanted = max(wanted, v, 1.0)
@@ -254,8 +271,8 @@ def _time_to(distance, v, wanted):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_stop, last_stop, points, offsets):  # type: ignore[no-untyped-def]
-    """Metres to where the ego has to wait for somebody with the right of way on a crossing path (1e9: nowhere). Who has waited long
-    takes smaller gaps. Takes those out of ``actors``, a copy, who will have passed before the ego is there."""
+    """Metres to where the ego has to wait for somebody with the right of way on a crossing path (1e9: nowhere). Who has
+    waited long takes smaller gaps. Takes those out of ``actors``, a copy, who will have passed before the ego is there."""
     s, v = env[E_PROGRESS], env[E_V]
     gap = 1e9
     route = points[offsets[0] : offsets[1]]
@@ -314,7 +331,7 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
         env, awake = t.env[n], t.awake[n]
         route = t.points[n, t.path_offsets[n, 0] : t.path_offsets[n, 1]]
         actors = t.actors[n].copy()
-        s, v = env[E_PROGRESS], env[E_V]
+        s = env[E_PROGRESS]
         k = min(int(s), len(route) - 1)
         me = actors[0]
         d = me[AD]
@@ -333,11 +350,17 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
                 offset, passing = (to_left if d > 0.0 else to_right), True
             elif to_left + 0.5 * EGO_WIDTH < route[at, EDGE_LEFT] + 0.2 and _clear(t, n, env, actors, route, d, to_left, last):
                 offset, passing = to_left, True
-            elif to_right - 0.5 * EGO_WIDTH > -route[at, EDGE_RIGHT] - 0.2 and _clear(t, n, env, actors, route, d, to_right, last):
+            elif to_right - 0.5 * EGO_WIDTH > -route[at, EDGE_RIGHT] - 0.2 and _clear(
+                t, n, env, actors, route, d, to_right, last
+            ):
                 offset, passing = to_right, True
-            elif 0.0 < to_left < route[at, OPPOSITE] + 1.0 and room < 45.0 and _clear(t, n, env, actors, route, d, to_left, last):
-                if _oncoming_free(env, actors, awake, route, first, last, to_left):
-                    offset, passing = to_left, True
+            elif (
+                0.0 < to_left < route[at, OPPOSITE] + 1.0
+                and room < 45.0
+                and _clear(t, n, env, actors, route, d, to_left, last)
+                and _oncoming_free(env, actors, awake, route, first, last, to_left)
+            ):
+                offset, passing = to_left, True
             if passing:
                 if abs(offset - d) > 0.4 and room < 14.0:
                     speed = max(2.5, 0.35 * room)
@@ -384,13 +407,11 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
         )  # fmt: skip
         me[YIELDS] = 0.0
         look(
-            env, actors, awake, 0, t.points[n], t.path_offsets[n], t.cross_offsets[n], t.cross[n], t.stop_offsets[n], t.stops[n],
-            t.lights[n],
+            env, actors, awake, 0, t.points[n], t.path_offsets[n], t.cross_offsets[n], t.cross[n], t.stop_offsets[n],
+            t.stops[n], t.lights[n],
         )  # fmt: skip
         gap, ahead = me[GAP], me[AHEAD]
         nearest = min(crossing, wait)
         if nearest < gap:
             gap, ahead = max(nearest, 0.05), 0.0
         _follow(env, route, offset, speed, gap, ahead, dt, plans[n])
-
-

@@ -1,7 +1,7 @@
 """What Bench2Drive's criteria watch, tick by tick (``atomic_criteria.py`` of scenario_runner): events and the ego's log.
 
-One environment at a time. Distances along the route stand for CARLA's way point look-ups: the route's path carries the edges of its
-lanes, its stop lines and its stop signs.
+One environment at a time. Distances along the route stand for CARLA's way point look-ups: the route's path carries the edges
+of its lanes, its stop lines and its stop signs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ CLEARED_SECONDS: Final = 5.0
 _WALKER, _CONE, _SIGN, _BARRIER, _DEBRIS = (float(k) for k in (Kind.WALKER, Kind.CONE, Kind.SIGN, Kind.BARRIER, Kind.DEBRIS))
 _MOVING, _GONE = float(Phase.MOVING), float(Phase.GONE)
 (
-    _STATIC, _PEDESTRIAN, _VEHICLE, _LIGHT, _STOP, _MIN_SPEED, _YIELD, _TIMEOUT, _OUTSIDE, _DEVIATION, _BLOCKED, _LATE, _COMPLETED,
+    _STATIC, _PEDESTRIAN, _VEHICLE, _LIGHT, _STOP, _MIN_SPEED, _YIELD, _TIMEOUT, _OUTSIDE, _DEVIATION, _BLOCKED, _LATE,
+    _COMPLETED,
 ) = (int(e) for e in Event)  # fmt: skip
 
 
@@ -128,9 +129,9 @@ def boxes_touch(x, y, c, s, a, b, x2, y2, c2, s2, a2, b2):  # type: ignore[no-un
 
 @numba.njit(cache=True)
 def collide(env, actors, awake, events, x, y):  # type: ignore[no-untyped-def]
-    """Collisions of the ego (box centre x, y). Counted as ``CollisionTest`` does: not below 0.1 m/s, not again with the same one
-    within 5 s, nor within 5 m of the last. What was hit: walkers and cones fall, vehicles brake and are cleared away after 5 s;
-    the ego stops at whatever stands before it."""
+    """Collisions of the ego (box centre x, y). Counted as ``CollisionTest`` does: not below 0.1 m/s, not again with the same
+    one within 5 s, nor within 5 m of the last. What was hit: walkers and cones fall, vehicles brake and are cleared away
+    after 5 s; the ego stops at whatever stands before it."""
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
     for k in range(1, int(env[E_AWAKE])):
         i = awake[k]
@@ -158,7 +159,7 @@ def collide(env, actors, awake, events, x, y):  # type: ignore[no-untyped-def]
                 what = _STATIC
             note_event(env, events, what, speed, i)
             env[E_HIT_TICK], env[E_HIT_X], env[E_HIT_Y], env[E_HIT_ACTOR] = env[E_TICK], x, y, i
-        if kind == _WALKER or kind == _CONE:
+        if kind in (_WALKER, _CONE):
             me[PHASE], me[PRESENT] = _GONE, 0.0
             continue
         if me[PHASE] == _MOVING:

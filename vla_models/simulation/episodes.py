@@ -1,6 +1,7 @@
 """An episode: a route with its scenarios, staged. Arrays that the world copies into an environment's row.
 
-``stage`` is where a route becomes actors, paths, lights and flows; the scenarios' own files in ``scenarios/`` say who plays what.
+``stage`` is where a route becomes actors, paths, lights and flows; the scenarios' own files in ``scenarios/`` say who plays
+what.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Stage:
             row[ACTOR_INDEX["d_to"]] = columns.get("d_to", columns.get("d", 0.0))
         elif pose is not None:
             at = pose
-            row[ACTOR_INDEX["start"]] = 99.0 if "start" not in columns else columns["start"]
+            row[ACTOR_INDEX["start"]] = columns.get("start", 99.0)
         else:
             raise ValueError("an actor needs a pose or a path")
         row[[0, 1, 2]] = at
@@ -151,8 +152,8 @@ class Stage:
         return len(self.actors)  # slot 0 is the ego
 
     def add_flow(self, path: Path, gap: tuple[float, float], speed: float, kind: Kind = Kind.CAR, **columns: float) -> None:
-        """Add a source of traffic along ``path``: a new actor whenever the last is a random distance of ``gap`` away. Columns of
-        the flow table (start_x, delay, fill …) and of its actors (sees, yields …) by name."""
+        """Add a source of traffic along ``path``: a new actor whenever the last is a random distance of ``gap`` away. Columns
+        of the flow table (start_x, delay, fill …) and of its actors (sees, yields …) by name."""
         flow = {n: columns.pop(n) for n in FLOW_COLUMNS if n in columns}
         index = self.add_path(path)
         slots = min(24, int(len(path) / max(gap[0], 4.0)) + 2)
@@ -177,7 +178,8 @@ class Stage:
         return k
 
     def junction_after(self, s: int) -> tuple[int, int]:
-        """Route indices at which the next junction at or after ``s`` begins and ends. Raises ``SceneError`` where none comes."""
+        """Route indices at which the next junction at or after ``s`` begins and ends. Raises ``SceneError`` where none
+        comes."""
         inside = self.route.points[:, JUNCTION] > 0.0
         later = np.flatnonzero(inside[s:])
         if not len(later):
@@ -205,8 +207,9 @@ class Stage:
         self, begin: int, end: float, timeout: float = math.inf, wrong_way: bool = False, quiet: float | None = None,
         script: tuple[dict[int, int], dict[int, int]] = ({}, {}), script_seconds: float = 0.0,
     ) -> None:  # fmt: skip
-        """Close the current scenario: it runs between two places of the route. ``quiet``: metres beyond that stretch in which there
-        is no background traffic (None: it stays). ``script``: light row -> state, first for ``script_seconds``, then to its end."""
+        """Close the current scenario: it runs between two places of the route. ``quiet``: metres beyond that stretch in which
+        there is no background traffic (None: it stays). ``script``: light row -> state, first for ``script_seconds``, then to
+        its end."""
         last = len(self.route) - 1
         stop = min(float(end), last - 0.5)
         middle = self.route.points[min(int((begin + min(stop, begin + 200.0)) / 2), last)]
@@ -220,9 +223,9 @@ class Stage:
 
 
 SIZES: Final[dict[Kind, tuple[float, float]]] = {
-    Kind.CAR: (4.7, 1.95), Kind.TRUCK: (7.5, 2.5), Kind.POLICE: (5.2, 2.0), Kind.AMBULANCE: (6.4, 2.35), Kind.BICYCLE: (1.7, 0.6),
-    Kind.WALKER: (0.5, 0.5), Kind.CONE: (0.4, 0.4), Kind.SIGN: (0.4, 1.6), Kind.BARRIER: (1.2, 2.4), Kind.DEBRIS: (1.5, 1.5),
-    Kind.DOOR: (0.9, 0.9),
+    Kind.CAR: (4.7, 1.95), Kind.TRUCK: (7.5, 2.5), Kind.POLICE: (5.2, 2.0), Kind.AMBULANCE: (6.4, 2.35), Kind.BICYCLE: (1.7,
+    0.6), Kind.WALKER: (0.5, 0.5), Kind.CONE: (0.4, 0.4), Kind.SIGN: (0.4, 1.6), Kind.BARRIER: (1.2, 2.4), Kind.DEBRIS: (1.5,
+    1.5), Kind.DOOR: (0.9, 0.9),
 }  # fmt: skip
 """Length and width of an actor by its kind, metres."""
 
@@ -336,8 +339,8 @@ def _ragged(paths: Sequence[Path]) -> tuple[FloatArray, IntArray]:
 
 
 def traffic_paths(stage: Stage, density: float) -> list[tuple[Path, float]]:
-    """Paths of the background traffic: random walks over the lanes around the route, each with the metres along the route where it
-    is nearest to it."""
+    """Paths of the background traffic: random walks over the lanes around the route, each with the metres along the route
+    where it is nearest to it."""
     roads, route = stage.roads, stage.route
     g = roads.graph
     want = round(TRAFFIC_PATHS * density * max(1.0, len(route) / 250.0))
@@ -411,10 +414,9 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
     local = {row: k for k, row in enumerate(rows)}
     lights = {lane: local[row] for lane, row in roads.lights_of.items() if row in local}
     signs: dict[int, list[tuple[float, int]]] = {}
-    poses = getattr(graph, "stop_pose", np.zeros((0, 3)))
-    for sign in range(len(poses)):
-        for at in range(graph.stop_lane_offsets[sign], graph.stop_lane_offsets[sign + 1]):  # type: ignore[attr-defined]
-            signs.setdefault(int(graph.stop_lanes[at]), []).append((float(graph.stop_arc[at]), sign))  # type: ignore[attr-defined]
+    for sign in range(len(graph.stop_pose)):
+        for at in range(graph.stop_lane_offsets[sign], graph.stop_lane_offsets[sign + 1]):
+            signs.setdefault(int(graph.stop_lanes[at]), []).append((float(graph.stop_arc[at]), sign))
     stops = [stops_on(roads, p, lights, signs) for p in stage.paths]
     script = np.full((len(stage.scripts), len(rows), 2), -1, dtype=np.int8)
     for k, pair in enumerate(stage.scripts):
@@ -426,8 +428,8 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
     start = stage.route.pose(0.0, stage.start_offset)
     start[2] = float(wrap_angle(start[2]))
     colours = [traffic_row() for _ in range(vehicles)]
-    for k, row in enumerate(colours):
-        row[ACTOR_INDEX["colour"]] = float(k % 8)
+    for k, vehicle in enumerate(colours):
+        vehicle[ACTOR_INDEX["colour"]] = float(k % 8)
     return Episode(
         route_id=route.id,
         town=route.town,
@@ -449,15 +451,15 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
         slippery=np.array(stage.slippery).reshape(-1, 4),
         traffic=np.array(traffic).reshape(-1, 2),
         start=start,
-        stop_signs=tuple((float(x), float(y), float(h)) for x, y, h in poses),
+        stop_signs=tuple((float(x), float(y), float(h)) for x, y, h in graph.stop_pose),
     )
 
 
 def stage(route: RouteLike, seed: int = 0, *, vehicles: int = 12, density: float = 1.0, roads: Roads | None = None) -> Episode:
     """Stage a route as an episode: same route and seed, same bits.
 
-    ``vehicles``: of the background traffic at a time around the ego; ``density`` scales how many paths they have to choose from.
-    Raises ``SceneError`` with the route's and the scenario's name where a scenario cannot be staged.
+    ``vehicles``: of the background traffic at a time around the ego; ``density`` scales how many paths they have to choose
+    from. Raises ``SceneError`` with the route's and the scenario's name where a scenario cannot be staged.
     """
     from vla_models.simulation.scenarios import stage_scenario
 

@@ -1,7 +1,7 @@
 """A town's lanes as the closed loop needs them: which lane is here, and paths (a point every metre) that vehicles follow.
 
-A path is [n, ``PATH_COLUMNS``]. Everything in the batched world moves along paths with a lateral offset (left positive), so what
-lies beside a path (the neighbouring lanes, the edge of the road) is stored with it and costs nothing while driving.
+A path is [n, ``PATH_COLUMNS``]. Everything in the batched world moves along paths with a lateral offset (left positive), so
+what lies beside a path (the neighbouring lanes, the edge of the road) is stored with it and costs nothing while driving.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ PATH_COLUMNS: Final = (
 """x, y; heading (unwrapped along the path); cap: speed m/s that limit and curvature allow; left, right: metres to the centre of
 the neighbouring lane of the same direction, opposite: to that of the nearest oncoming lane on the left (0: none); half_width of
 the lane; junction: 1 inside one; edge_left, edge_right: metres from the path to where the lanes of this direction end (inside a
-junction: where any lane ends), parking lanes included as officially; parking_left, parking_right: width of a parking lane there (0: none)."""
-X, Y, HEADING, CAP, LEFT, RIGHT, OPPOSITE, HALF_WIDTH, JUNCTION, EDGE_LEFT, EDGE_RIGHT, PARKING_LEFT, PARKING_RIGHT = range(len(PATH_COLUMNS))
+junction: where any lane ends), parking lanes included as officially; parking_left, parking_right: width of a parking lane
+there (0: none)."""
+X, Y, HEADING, CAP, LEFT, RIGHT, OPPOSITE, HALF_WIDTH, JUNCTION, EDGE_LEFT, EDGE_RIGHT, PARKING_LEFT, PARKING_RIGHT = range(13)
 
 LATERAL_ACCEL: Final = 2.2
 """m/s² that a driver accepts in a curve."""
@@ -66,7 +67,7 @@ def _nearest(  # type: ignore[no-untyped-def]
     any storey."""
     best, found = within * within, -1
     cx, cy = int((x - x0) // CELL), int((y - y0) // CELL)
-    ring = int(math.ceil(within / CELL))
+    ring = math.ceil(within / CELL)
     for j in range(max(0, cy - ring), min(rows, cy + ring + 1)):
         for i in range(max(0, cx - ring), min(columns, cx + ring + 1)):
             for k in range(starts[j * columns + i], starts[j * columns + i + 1]):
@@ -166,7 +167,8 @@ class Roads:
     def nearest(
         self, x: float, y: float, heading: float | None = None, within: float = 8.0, elevation: float = math.nan
     ) -> int:
-        """Station nearest to a point (of a lane that runs within 90° of ``heading``, where given), or -1 where there is none."""
+        """Station nearest to a point (of a lane that runs within 90° of ``heading``, where given), or -1 where there is
+        none."""
         g = self.graph
         agree, h = (-2.0, 0.0) if heading is None else (1e-9, heading)
         return int(_nearest(g.center, self.lane_of, g.elevation, *self._grid, x, y, elevation, h, agree, within))
@@ -201,8 +203,8 @@ class Roads:
         return lanes
 
     def behind(self, lane: int, arc: float, distance: float, leave_junctions: bool = True) -> tuple[list[int], float]:
-        """(lanes up to ``lane``, metres along the first of them) that start ``distance`` metres before ``arc`` on ``lane``; less
-        where the road begins or, without ``leave_junctions``, where a junction ends."""
+        """(lanes up to ``lane``, metres along the first of them) that start ``distance`` metres before ``arc`` on ``lane``;
+        less where the road begins or, without ``leave_junctions``, where a junction ends."""
         lanes, left = [lane], distance - arc
         while left > 0.0 and len(before := self.graph.previous_lanes(lanes[0])):
             lane = self.straightest(before)
@@ -314,8 +316,8 @@ class Roads:
         return Path(points, path.lanes)
 
     def route_path(self, points: FloatArray, lanes: IntArray | None = None) -> Path:
-        """The path along a route's points [R, >=3] (x, y, heading[, speed limit]) as the ego is to drive it, with edges. ``lanes``
-        [R], where known, say on which of several storeys it runs."""
+        """The path along a route's points [R, >=3] (x, y, heading[, speed limit]) as the ego is to drive it, with edges.
+        ``lanes`` [R], where known, say on which of several storeys it runs."""
         arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points[:, :2], axis=0).T))])
         at = np.arange(0.0, arc[-1] + 1e-9)
         if len(at) < 3:
@@ -325,9 +327,9 @@ class Roads:
         if lanes is None:
             stations = np.array([self.nearest(float(x), float(y), float(k)) for (x, y), k in zip(xy, h, strict=True)])
         else:
-            stations = np.array([
-                self._on_lane(int(lanes[k]), x, y) for k, (x, y) in zip(np.searchsorted(arc, at - 0.5), xy, strict=True)
-            ])
+            stations = np.array(
+                [self._on_lane(int(lanes[k]), x, y) for k, (x, y) in zip(np.searchsorted(arc, at - 0.5), xy, strict=True)]
+            )
         limit = np.interp(at, arc, points[:, 3]) if points.shape[1] > 3 else None
         path = self.dressed(xy, np.where(stations >= 0, self.lane_of[np.maximum(stations, 0)], -1), stations, limit)
         return self.with_edges(path, stations)
@@ -361,7 +363,8 @@ def straight_path(start: FloatArray, length: float, speed: float) -> Path:
 
 
 def shifted(path: Path, offset: FloatArray) -> Path:
-    """``path`` moved sideways by ``offset`` [n] metres (left positive): a lane change, a car that cuts a corner, a parked start.
+    """``path`` moved sideways by ``offset`` [n] metres (left positive): a lane change, a car that cuts a corner, a parked
+    start.
 
     Points stay about a metre apart; beside the new path nothing is known, so nobody changes lanes from it.
     """

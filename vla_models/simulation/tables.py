@@ -1,7 +1,7 @@
 """The batched world as arrays: what the columns mean. N environments, everything that changes and everything that does not.
 
-All tables have the environment first, so that a row is an environment's whole state: a snapshot is a copy of rows, nothing else.
-Numbers are float64 even where they are indices (exact up to 2^53), so that one table holds an actor.
+All tables have the environment first, so that a row is an environment's whole state: a snapshot is a copy of rows, nothing
+else. Numbers are float64 even where they are indices (exact up to 2^53), so that one table holds an actor.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ ACTOR_COLUMNS: Final = (
     "near_since",  # tick at which the ego first came within leave_distance (-1: not yet)
     # what it is
     "kind", "length", "width", "colour", "solid",  # solid 0: one drives over it
-    "path", "scenario", "background",  # path index or -1 (stands), scenario index or -1, 1: belongs to the traffic around the ego
+    "path", "scenario", "background",  # path or -1 (stands), scenario or -1, 1: of the traffic around the ego
     # how it drives
-    "speed_mode", "target", "accel", "decel", "headway", "min_gap",  # target: m/s, or a factor of the path's cap, or an increment
+    "speed_mode", "target", "accel", "decel", "headway", "min_gap",  # target: m/s, factor of the path's cap, or increment
     "obeys", "yields", "sees",  # lights and stop signs; right of way; whatever is ahead
     # when it acts
     "start", "start_x", "start_y", "start_distance", "start_time", "delay", "shown",
@@ -90,10 +90,10 @@ ACTOR_COLUMNS: Final = (
     "emergency",  # 1: the ego must have let it pass when it leaves
 )  # fmt: skip
 (
-    AX, AY, AH, AV, AACC, AS, AD, AD_TO, PHASE, SINCE, GAP, AHEAD, TRAVELLED, PRESENT, BRAKE_UNTIL, STOP_PASSED, NEAR_SINCE, KIND, LENGTH,
-    WIDTH, COLOUR, SOLID, PATH, SCENARIO, BACKGROUND, SPEED_MODE, TARGET, ACCEL, DECEL, HEADWAY, MIN_GAP, OBEYS, YIELDS, SEES, START, START_X,
-    START_Y, START_DISTANCE, START_TIME, DELAY, SHOWN, TRAVEL_LIMIT, AT_END, LEAVE_DISTANCE, LEAVE_AFTER, BRAKE_SECONDS, SYNC_S,
-    SYNC_X, SYNC_Y, EMERGENCY,
+    AX, AY, AH, AV, AACC, AS, AD, AD_TO, PHASE, SINCE, GAP, AHEAD, TRAVELLED, PRESENT, BRAKE_UNTIL, STOP_PASSED, NEAR_SINCE,
+    KIND, LENGTH, WIDTH, COLOUR, SOLID, PATH, SCENARIO, BACKGROUND, SPEED_MODE, TARGET, ACCEL, DECEL, HEADWAY, MIN_GAP,
+    OBEYS, YIELDS, SEES, START, START_X, START_Y, START_DISTANCE, START_TIME, DELAY, SHOWN, TRAVEL_LIMIT, AT_END,
+    LEAVE_DISTANCE, LEAVE_AFTER, BRAKE_SECONDS, SYNC_S, SYNC_X, SYNC_Y, EMERGENCY,
 ) = range(len(ACTOR_COLUMNS))  # fmt: skip
 ACTOR_INDEX: Final = {name: k for k, name in enumerate(ACTOR_COLUMNS)}
 
@@ -115,7 +115,7 @@ FLOW_COLUMNS: Final = (
     "next_gap", "count", "last",  # state: the next gap, actors so far, the youngest one's slot (-1: none)
     "scenario", "first", "slots",  # its actors are slots first … first + slots - 1
     "fill",  # 1: the whole path is populated when it starts
-    "start_x", "start_y", "start_distance", "delay", "state", "since",  # it starts when the ego came near a place (inf: at once)
+    "start_x", "start_y", "start_distance", "delay", "state", "since",  # starts when the ego came near (inf: at once)
 )  # fmt: skip
 (
     F_PATH, F_SPEED, F_FROM, F_TO, F_NEXT, F_COUNT, F_LAST, F_SCENARIO, F_FIRST, F_SLOTS, F_FILL, F_X, F_Y, F_DISTANCE, F_DELAY,
@@ -143,15 +143,16 @@ ENV_COLUMNS: Final = (
 )  # fmt: skip
 (
     E_TICK, E_SEED, E_DONE, E_X, E_Y, E_H, E_V, E_ACC, E_LATERAL, E_YAW_RATE, E_STEER, E_THROTTLE, E_BRAKE, E_INDEX, E_PROGRESS,
-    E_ROUTE_LENGTH, E_OUTSIDE, E_OUTSIDE_METRES, E_WRONG_METRES, E_HIT_TICK, E_HIT_X, E_HIT_Y, E_HIT_ACTOR, E_LIGHT, E_STOP, E_STOPPED,
-    E_STOP_DONE, E_SLOW_SINCE, E_FAR_METRES, E_CHECKPOINT, E_OWN_SPEED, E_OTHER_SPEED, E_SPEED_POINTS, E_EVENTS, E_AWAKE, E_PLAN_TICK,
-    E_PLAN_DT, E_PLAN_LENGTH, E_PID_AT, E_DRAWS, N_ACTORS, N_SCENARIOS, N_FLOWS, N_LIGHTS, N_SLIPPERY, N_TRAFFIC,
+    E_ROUTE_LENGTH, E_OUTSIDE, E_OUTSIDE_METRES, E_WRONG_METRES, E_HIT_TICK, E_HIT_X, E_HIT_Y, E_HIT_ACTOR, E_LIGHT, E_STOP,
+    E_STOPPED, E_STOP_DONE, E_SLOW_SINCE, E_FAR_METRES, E_CHECKPOINT, E_OWN_SPEED, E_OTHER_SPEED, E_SPEED_POINTS, E_EVENTS,
+    E_AWAKE, E_PLAN_TICK, E_PLAN_DT, E_PLAN_LENGTH, E_PID_AT, E_DRAWS, N_ACTORS, N_SCENARIOS, N_FLOWS, N_LIGHTS, N_SLIPPERY,
+    N_TRAFFIC,
 ) = range(len(ENV_COLUMNS))  # fmt: skip
 
 EVENT_COLUMNS: Final = ("tick", "kind", "value", "x", "y", "other")
 LOG_COLUMNS: Final = (
-    "x", "y", "heading", "speed", "acceleration", "lateral_acceleration", "yaw_rate", "progress", "outside", "steer", "throttle",
-    "brake",
+    "x", "y", "heading", "speed", "acceleration", "lateral_acceleration", "yaw_rate", "progress", "outside", "steer",
+    "throttle", "brake",
 )  # fmt: skip
 MAX_EVENTS: Final = 128
 PLAN_POSES: Final = 64
@@ -163,8 +164,8 @@ GREEN, YELLOW, RED = 0, 1, 2
 
 
 class Tables(NamedTuple):
-    """Everything of N environments. Capacities: A actors (0 is the ego), W path points, P paths, C crossings, G light rows, Q stop
-    places, K scenarios, F flows, Z slippery places, B paths of the background traffic."""
+    """Everything of N environments. Capacities: A actors (0 is the ego), W path points, P paths, C crossings, G light rows, Q
+    stop places, K scenarios, F flows, Z slippery places, B paths of the background traffic."""
 
     env: FloatArray  # [N, 47] ENV_COLUMNS
     actors: FloatArray  # [N, A, 50] ACTOR_COLUMNS

@@ -62,7 +62,8 @@ def _slip(env, slippery, scenarios, x, y, steer, throttle):  # type: ignore[no-u
 
 @numba.njit(cache=True)
 def refresh(t, n, nearest):  # type: ignore[no-untyped-def]
-    """Bring the stage of environment ``n`` up to date without moving anything: lights, cues, flows, traffic (used at its start)."""
+    """Bring the stage of environment ``n`` up to date without moving anything: lights, cues, flows, traffic (used at its
+    start)."""
     env, actors = t.env[n], t.actors[n]
     x, y = env[E_X] + REAR_TO_CENTER * math.cos(env[E_H]), env[E_Y] + REAR_TO_CENTER * math.sin(env[E_H])
     note = np.full(2, -1.0)

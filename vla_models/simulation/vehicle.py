@@ -1,8 +1,8 @@
 """The ego: a kinematic bicycle with the dimensions of CARLA's Lincoln MKZ, and the two controllers that follow a plan.
 
-Steering: at full lock the public fit of CARLA's ego (World on Rails, Chen et al. 2021, ``ego_model``) turns with 0.27 1/m, that is
-0.65 rad on a wheelbase of 2.86 m. Full brake decelerates by 4.95 m/s² there; throttle and drag are ours, chosen so that 0.75
-throttle (the PID's limit) reaches 50 km/h in 5 s.
+Steering: at full lock the public fit of CARLA's ego (World on Rails, Chen et al. 2021, ``ego_model``) turns with 0.27 1/m,
+that is 0.65 rad on a wheelbase of 2.86 m. Full brake decelerates by 4.95 m/s² there; throttle and drag are ours, chosen so
+that 0.75 throttle (the PID's limit) reaches 50 km/h in 5 s.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ AIM_TIME: Final = 0.8
 
 @numba.njit(cache=True)
 def planned_at(plan, count, dt, seconds, out):  # type: ignore[no-untyped-def]
-    """Place (x, y) of a plan at ``seconds`` from its start into ``out`` [2]; row ``count`` … is unused, row 0 is the start itself.
-    Past the end the last segment goes on."""
+    """Place (x, y) of a plan at ``seconds`` from its start into ``out`` [2]; row ``count`` … is unused, row 0 is the start
+    itself. Past the end the last segment goes on."""
     u = seconds / dt
     k = min(max(int(u), 0), count - 1)
     u -= k
@@ -86,7 +86,7 @@ def pid_controls(env, plan, errors):  # type: ignore[no-untyped-def]
     count, dt = int(env[E_PLAN_LENGTH]), env[E_PLAN_DT]
     now = (env[E_TICK] - env[E_PLAN_TICK]) * TICK
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
-    ends = max(2, int(math.floor(count * dt / PLAN_DT + 1e-9)))
+    ends = max(2, math.floor(count * dt / PLAN_DT + 1e-9))
     here = np.empty(2)
     x0, y0, length = 0.0, 0.0, 0.0
     nearest, angle = 1e9, 0.0

@@ -5,8 +5,8 @@
         world.step(plans, dt=0.5, ticks=5)     # plans [N, T, 3], ego frame
     record = world.record(0)
 
-Same episodes and plans give the same bits; ``snapshot`` and ``restore`` are exact, and a snapshot of one environment can be put into
-another (or into several: a group that branches from one state).
+Same episodes and plans give the same bits; ``snapshot`` and ``restore`` are exact, and a snapshot of one environment can be
+put into another (or into several: a group that branches from one state).
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ class World:
         return self.tables.env[:, columns.E_PROGRESS].copy()
 
     def step(self, plans: npt.ArrayLike, dt: float = 0.5, ticks: int = 1) -> None:
-        """Put plans [N, T, 3] (ego frame, poses ``dt`` seconds apart) in force and run ``ticks`` ticks of 0.05 s. Environments whose
-        episode has ended stand still. Raises ``PlanError`` for a plan of the wrong shape or with numbers that are not finite."""
+        """Put plans [N, T, 3] (ego frame, poses ``dt`` seconds apart) in force and run ``ticks`` ticks of 0.05 s.
+        Environments whose episode has ended stand still. Raises ``PlanError`` for a plan of the wrong shape or with numbers
+        that are not finite."""
         checked = np.ascontiguousarray(check_plan(plans), dtype=np.float64)
         if checked.ndim != 3 or len(checked) != len(self):
             raise PlanError(f"the world needs plans [{len(self)}, T, 3], not {checked.shape}")
@@ -135,7 +136,7 @@ class World:
     def snapshot(self, rows: Sequence[int] | None = None) -> Snapshot:
         """The exact state of environments ``rows`` (all of them by default)."""
         at = list(range(len(self))) if rows is None else list(rows)
-        return Snapshot(Tables(*(table[at] for table in self.tables)), tuple(self.episodes[k] for k in at))
+        return Snapshot(Tables._make(table[at] for table in self.tables), tuple(self.episodes[k] for k in at))
 
     def restore(self, state: Snapshot, rows: Sequence[int] | None = None) -> None:
         """Put a snapshot back, its k-th environment into ``rows[k]``. A snapshot of one environment fills all of ``rows``."""
@@ -145,6 +146,8 @@ class World:
             raise SceneError(f"a snapshot of {len(state.episodes)} environments cannot fill {len(at)}")
         if any(size > self._sizes[k] for e in state.episodes for k, size in e.sizes.items()):
             self._grow(_largest([*self.episodes, *state.episodes]))
+        target: npt.NDArray[Any]
+        kept: npt.NDArray[Any]
         for target, kept in zip(self.tables, state.rows, strict=True):
             shape = tuple(slice(0, min(a, b)) for a, b in zip(target.shape[1:], kept.shape[1:], strict=True))
             for n, k in zip(at, source, strict=True):
@@ -169,8 +172,8 @@ class World:
         )
 
     def present(self, n: int) -> tuple[IntArray, FloatArray]:
-        """What a renderer draws in environment ``n``, the ego first: (kinds [K] of ``Kind``, rows [K, 6]: x, y, heading of the box
-        centre, length, width, colour 0…7)."""
+        """What a renderer draws in environment ``n``, the ego first: (kinds [K] of ``Kind``, rows [K, 6]: x, y, heading of
+        the box centre, length, width, colour 0…7)."""
         rows = self.tables.actors[n]
         count = int(self.tables.env[n, columns.N_ACTORS])
         shown = rows[:count][rows[:count, columns.PRESENT] > 0.0]
@@ -189,6 +192,8 @@ class World:
 
     def _grow(self, sizes: dict[str, int]) -> None:
         wider = empty_tables(len(self), sizes)
+        new: npt.NDArray[Any]
+        old: npt.NDArray[Any]
         for new, old in zip(wider, self.tables, strict=True):
             new[tuple(slice(0, size) for size in old.shape)] = old
         self.tables, self._sizes = wider, sizes

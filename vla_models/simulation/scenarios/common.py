@@ -10,7 +10,17 @@ import numpy as np
 from vla_models.errors import SceneError
 from vla_models.geometry import wrap_angle
 from vla_models.simulation.episodes import Script, Stage
-from vla_models.simulation.roads import EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, LEFT, OPPOSITE, PARKING_LEFT, PARKING_RIGHT, RIGHT, Path
+from vla_models.simulation.roads import (
+    EDGE_LEFT,
+    EDGE_RIGHT,
+    HALF_WIDTH,
+    LEFT,
+    OPPOSITE,
+    PARKING_LEFT,
+    PARKING_RIGHT,
+    RIGHT,
+    Path,
+)
 from vla_models.simulation.tables import GREEN, RED
 
 SCENARIO_TIMEOUT: Final = 240.0
@@ -40,8 +50,8 @@ def clamp(stage: Stage, s: float) -> int:
 
 
 def oncoming(stage: Stage, s: int, distance: float) -> Path:
-    """The oncoming lane beside the route at ``s``: from ``distance`` metres before to ``distance`` metres after, as those who drive
-    there see it. Raises ``SceneError`` where no oncoming lane is near."""
+    """The oncoming lane beside the route at ``s``: from ``distance`` metres before to ``distance`` metres after, as those who
+    drive there see it. Raises ``SceneError`` where no oncoming lane is near."""
     x, y, h = stage.route.points[s, :3]
     across = float(stage.route.points[s, OPPOSITE]) or 3.5
     for d in (across, across + 3.5, across + 7.0, across + 10.5):
@@ -54,12 +64,13 @@ def oncoming(stage: Stage, s: int, distance: float) -> Path:
 
 
 def opposite_flow(stage: Stage, script: Script, s: int, place: tuple[float, float], distance: float, delay: float) -> None:
-    """Oncoming drivers beside an obstacle (``OppositeActorFlow``), from when the ego has come within ``distance`` of ``place``."""
+    """Oncoming drivers beside an obstacle (``OppositeActorFlow``), from when the ego has come within ``distance`` of
+    ``place``."""
     limit = float(stage.roads.graph.speed_limit[max(int(stage.route.lanes[s]), 0)])
     path = oncoming(stage, s, 1.5 * 3.6 * limit + 30.0)
     stage.add_flow(
-        path, script.interval("frequency", (20.0, 100.0)), min(limit, float(path.points[0, 3])), speed_mode=0.0, target=1.0, sees=1.0,
-        start_x=place[0], start_y=place[1], start_distance=distance, delay=delay,
+        path, script.interval("frequency", (20.0, 100.0)), min(limit, float(path.points[0, 3])), speed_mode=0.0, target=1.0,
+        sees=1.0, start_x=place[0], start_y=place[1], start_distance=distance, delay=delay,
     )  # fmt: skip
 
 
@@ -74,8 +85,8 @@ def junction_at(stage: Stage, index: int) -> int:
 
 
 def entries_from(stage: Stage, index: int, direction: str) -> list[int]:
-    """Lanes into the route's junction at ``index`` that come from a side, as ``filter_junction_wp_direction`` sorts them: by the
-    angle to the ego's heading as it drives in. Raises ``SceneError`` where there is none."""
+    """Lanes into the route's junction at ``index`` that come from a side, as ``filter_junction_wp_direction`` sorts them: by
+    the angle to the ego's heading as it drives in. Raises ``SceneError`` where there is none."""
     junction = junction_at(stage, index)
     roads = stage.roads
     heading = float(stage.route.points[index, 2])
@@ -91,8 +102,8 @@ def entries_from(stage: Stage, index: int, direction: str) -> list[int]:
 
 
 def through(stage: Stage, entry: int, junction: int, turn: float, before: float, after: float) -> tuple[Path, int]:
-    """(path, path index of the junction) from ``before`` metres ahead of a junction, through it with the heading change nearest to
-    ``turn``, to ``after`` metres behind it."""
+    """(path, path index of the junction) from ``before`` metres ahead of a junction, through it with the heading change
+    nearest to ``turn``, to ``after`` metres behind it."""
     roads = stage.roads
     ways = [w for w in roads.exits(entry, junction) if len(w) > 1 and roads.graph.junction[w[-1]] != junction]
     if not ways:

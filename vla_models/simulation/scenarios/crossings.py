@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from vla_models.simulation.episodes import SIZES, Script, Stage
 from vla_models.simulation.roads import EDGE_LEFT, HALF_WIDTH, OPPOSITE, straight_path
 from vla_models.simulation.scenarios.common import clamp, kerb_offset
-from vla_models.simulation.tables import Kind
+from vla_models.simulation.tables import FloatArray, Kind
 
 
 def _cross(
-    stage: Stage, kind: Kind, pose: np.ndarray, speed: float, distance: float, place: np.ndarray, seconds: float, near: float,
-    **columns: float,
+    stage: Stage, kind: Kind, pose: FloatArray, speed: float, distance: float, place: FloatArray, seconds: float, near: float,
+    delay: float = 0.0,
 ) -> None:  # fmt: skip
     """An actor that crosses the road straight on from ``pose`` when the ego is ``seconds`` (or ``near`` metres) from ``place``."""
     stage.add(
         kind, path=straight_path(pose, distance, speed), speed_mode=1.0, target=speed, start=1.0, start_x=float(place[0]),
-        start_y=float(place[1]), start_distance=near, start_time=seconds, travel_limit=distance, at_end=1.0, **({"shown": 1.0} | columns),
+        start_y=float(place[1]), start_distance=near, start_time=seconds, travel_limit=distance, at_end=1.0, shown=1.0, delay=delay,
     )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ def parking(stage: Stage, script: Script) -> None:
     place = stage.route.points[s]
     path = shifted(lane, blend(len(lane), 0, 11.0, parked_offset(stage, s, side), 0.0))
     stage.add(
-        Kind.CAR, path=path, speed_mode=1.0, target=20.0 / 3.6, accel=3.0, sees=1.0, start=1.0, start_x=place[0], start_y=place[1],
-        start_distance=10.0, start_time=2.35, travel_limit=45.0, at_end=1.0,
+        Kind.CAR, path=path, speed_mode=1.0, target=20.0 / 3.6, accel=3.0, sees=1.0, start=1.0, start_x=place[0],
+        start_y=place[1], start_distance=10.0, start_time=2.35, travel_limit=45.0, at_end=1.0,
     )  # fmt: skip
     stage.finish(begin, s + 60.0, quiet=10.0)
 
@@ -38,8 +38,8 @@ def static(stage: Stage, script: Script) -> None:
     at = lane.points[22]
     path = shifted(lane, blend(len(lane), 22, 9.0, side * beside, 0.0))
     stage.add(
-        Kind.CAR, path=path, s=22.0, speed_mode=1.0, target=60.0 / 3.6, accel=2.5, sees=1.0, start=1.0, start_x=at[0], start_y=at[1],
-        start_distance=15.0, start_time=2.7, shown=1.0, travel_limit=70.0, at_end=1.0, min_gap=1.0,
+        Kind.CAR, path=path, s=22.0, speed_mode=1.0, target=60.0 / 3.6, accel=2.5, sees=1.0, start=1.0, start_x=at[0],
+        start_y=at[1], start_distance=15.0, start_time=2.7, shown=1.0, travel_limit=70.0, at_end=1.0, min_gap=1.0,
     )  # fmt: skip
     stage.finish(begin, first + 22.0 + 80.0, quiet=15.0)
 

@@ -57,8 +57,8 @@ def right_turn(stage: Stage, script: Script) -> None:
 
 
 def crossing_bicycles(stage: Stage, script: Script) -> None:
-    """Bicycles cross the ego's way. The towns' cycle lanes are no driving lanes: the flow runs straight from ``start_actor_flow`` to
-    40 m behind the junction, along the lane beside it."""
+    """Bicycles cross the ego's way. The towns' cycle lanes are no driving lanes: the flow runs straight from
+    ``start_actor_flow`` to 40 m behind the junction, along the lane beside it."""
     begin = stage.begin(script)
     first, out = stage.junction_after(begin)
     x, y = script.point("start_actor_flow")

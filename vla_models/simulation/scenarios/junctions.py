@@ -1,5 +1,6 @@
 """Junctions without an adversary: turns under lights and signs (``vanilla_turn.py``, ``t_junction.py``,
-``sequentially_lane_change.py``, ``green_traffic_light.py``) and a vehicle that blocks the exit (``blocked_intersection.py``)."""
+``sequentially_lane_change.py``, ``green_traffic_light.py``) and a vehicle that blocks the exit
+(``blocked_intersection.py``)."""
 
 from __future__ import annotations
 

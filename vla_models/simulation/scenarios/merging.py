@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vla_models.simulation.episodes import Script, Stage
 from vla_models.simulation.roads import Path
 from vla_models.simulation.scenarios.common import SCENARIO_TIMEOUT
@@ -75,10 +77,10 @@ def _other_side(stage: Stage, path: Path) -> Path | None:
     """The oncoming lanes beside a path, driven the other way: from beside its end to beside its start."""
     ends = []
     for at in (len(path) - 1, 0):
-        x, y, h = path.points[at, :3]
+        h = float(path.points[at, 2])
         for d in (3.5, 7.0, 10.5, 14.0):
             pose = path.pose(at, d)
-            v = stage.roads.nearest(float(pose[0]), float(pose[1]), float(h) + 3.14159, 2.5)
+            v = stage.roads.nearest(float(pose[0]), float(pose[1]), h + math.pi, 2.5)
             if v >= 0:
                 ends.append((float(stage.roads.graph.center[v, 0]), float(stage.roads.graph.center[v, 1])))
                 break

@@ -1,7 +1,7 @@
 """Obstacles on the route's lane (``route_obstacles.py``, ``construction_crash_vehicle.py``, ``vehicle_opens_door.py``).
 
-The ego has to drive around them: in the next lane of its direction, or, in the "TwoWays" types, in the oncoming lane between the
-drivers of an oncoming flow, which the criteria then permit.
+The ego has to drive around them: in the next lane of its direction, or, in the "TwoWays" types, in the oncoming lane between
+the drivers of an oncoming flow, which the criteria then permit.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def construction(stage: Stage, script: Script) -> None:
     half = 0.85 * float(stage.route.points[s, HALF_WIDTH])
     c, n = np.array([math.cos(pose[2]), math.sin(pose[2])]), np.array([-math.sin(pose[2]), math.cos(pose[2])])
 
-    def put(kind: Kind, along: float, across: float, **columns: float) -> None:
-        stage.add(kind, np.array([*(pose[:2] + along * c + across * n), pose[2]]), **columns)
+    def put(kind: Kind, along: float, across: float, solid: float = 1.0) -> None:
+        stage.add(kind, np.array([*(pose[:2] + along * c + across * n), pose[2]]), solid=solid)
 
     put(Kind.BARRIER, -5.0, 0.0)
     put(Kind.DEBRIS, 2.0, 0.0, solid=0.0)

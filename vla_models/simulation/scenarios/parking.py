@@ -8,8 +8,9 @@ from vla_models.simulation.tables import Kind
 
 
 def parking_exit(stage: Stage, script: Script) -> None:
-    """Parked cars before and behind the ego, one vehicle beside it that drives off, and traffic in the lane that it has to enter,
-    ``flow_distance`` metres apart. The ego is moved into the parking place only where its route starts within 5 m of it."""
+    """Parked cars before and behind the ego, one vehicle beside it that drives off, and traffic in the lane that it has to
+    enter, ``flow_distance`` metres apart. The ego is moved into the parking place only where its route starts within 5 m of
+    it."""
     begin, side = stage.begin(script), script.side()
     front = script.number("front_vehicle_distance", 20.0)
     s = clamp(stage, begin + front)
@@ -25,8 +26,8 @@ def parking_exit(stage: Stage, script: Script) -> None:
     gap = script.number("flow_distance", 25.0)
     speed = min(8.0, float(lane.points[0, 3]))
     stage.add(
-        Kind.CAR, path=lane, s=float(behind), sees=1.0, obeys=1.0, yields=1.0, speed_mode=1.0, target=speed, start=2.0, travel_limit=50.0,
-        at_end=1.0,
+        Kind.CAR, path=lane, s=float(behind), sees=1.0, obeys=1.0, yields=1.0, speed_mode=1.0, target=speed, start=2.0,
+        travel_limit=50.0, at_end=1.0,
     )  # fmt: skip
     stage.add_flow(lane, (gap, gap + 15.0), speed, sees=1.0, obeys=1.0, yields=1.0)
     stage.finish(begin, begin + front + 15.0, SCENARIO_TIMEOUT, quiet=15.0)

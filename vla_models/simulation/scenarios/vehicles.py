@@ -14,8 +14,8 @@ def hard_break(stage: Stage, script: Script) -> None:
     begin = stage.begin(script)
     s = clamp(stage, max(begin, 0) + 18.0)
     stage.add(
-        Kind.CAR, path=0, s=float(s), speed_mode=4.0, target=18.0, sees=1.0, obeys=1.0, yields=1.0, accel=3.0, brake_seconds=10.0,
-        at_end=1.0,
+        Kind.CAR, path=0, s=float(s), speed_mode=4.0, target=18.0, sees=1.0, obeys=1.0, yields=1.0, accel=3.0,
+        brake_seconds=10.0, at_end=1.0,
     )  # fmt: skip
     stage.finish(begin, begin + 120.0)
 
