@@ -103,7 +103,8 @@ class LanePlanner:
         here = origin[:2]
         pieces: list[tuple[FloatArray, FloatArray, int, int]] = []
         on_start = self._nearest_sample(start, here)
-        last = (*(part[on_start : on_start + 1] for part in self._sampled(start)), start)
+        pose, height = self._sampled(start)
+        last = (pose[on_start : on_start + 1], height[on_start : on_start + 1], start)
         for i, edge in enumerate(edges):
             pose, height = self._sampled(edge.lane)
             if edge.change is not None:
@@ -226,7 +227,8 @@ class LanePlanner:
 
 
 def _distance(pose: FloatArray, place: FloatArray) -> FloatArray:
-    return np.hypot(pose[:, 0] - place[0], pose[:, 1] - place[1])
+    away: FloatArray = np.hypot(pose[:, 0] - place[0], pose[:, 1] - place[1])
+    return away
 
 
 def _nodes(graph: LaneGraph) -> tuple[IntArray, IntArray]:

@@ -79,10 +79,10 @@ def _near(places: FloatArray, line: FloatArray, radius: float) -> npt.NDArray[np
     painted = at[:, None] + np.stack([dx[disc], dy[disc]], axis=-1)
     painted = painted[np.all((painted >= 0) & (painted < shape), axis=-1)]
     grid[painted[:, 0], painted[:, 1]] = True
-    cells = ((places - low) / cell).astype(np.int64)
-    inside = np.all((places >= low) & (cells < shape), axis=-1)
+    x, y = ((places[:, k] - low[k]) / cell for k in (0, 1))
+    inside = np.flatnonzero((x >= 0.0) & (x < shape[0]) & (y >= 0.0) & (y < shape[1]))
     near = np.zeros(len(places), dtype=bool)
-    near[inside] = grid[cells[inside, 0], cells[inside, 1]]
+    near[inside] = grid[x[inside].astype(np.int64), y[inside].astype(np.int64)]
     return near
 
 

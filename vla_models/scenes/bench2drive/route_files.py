@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import xml.parsers.expat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,7 @@ import numpy as np
 from vla_models.errors import SceneError, did_you_mean
 from vla_models.geometry import wrap_angle
 from vla_models.scenes.bench2drive.routes import Route, ScenarioSpec, lay_route, off_route
-from vla_models.scenes.bench2drive.scenario_types import PARAMETERS, REQUIRED, SCENARIO_TYPES, Parameter, Value
-from vla_models.scenes.lanes import FloatArray
+from vla_models.scenes.bench2drive.scenario_types import PARAMETERS, SCENARIO_TYPES, Parameter, Value
 from vla_models.scenes.planner import LanePlanner
 from vla_models.scenes.towns import TOWNS, load_town
 
@@ -161,21 +160,21 @@ def _route(element: _Element, planner: LanePlanner) -> tuple[Route, list[str]]:
     positions = list(way.all("position"))
     places = np.array([(p.number("x"), -p.number("y"), p.number("z")) for p in positions]).reshape(-1, 3)
     try:
-        columns = lay_route(planner, places)
+        route = lay_route(planner, places, element.text("id"))
     except SceneError as error:
         raise _Wrong(str(error), positions[_way_point(str(error))] if positions else way) from None
-    points, elevation = columns["points"], columns["elevation"]
     kept: list[ScenarioSpec] = []
     dropped: list[str] = []
     notes: list[str] = []
     wrong: _Wrong | None = None
-    for scenario in element.one("scenarios").all("scenario"):
+    scenarios = list(element.one("scenarios").all("scenario"))
+    for scenario in scenarios:
         name, kind = scenario.text("name"), scenario.text("type")
         if kind not in SCENARIO_TYPES:
             raise _Wrong(f"scenario {name!r} has the unknown type {kind!r}; {did_you_mean(kind, SCENARIO_TYPES)}", scenario)
         try:
             parameters, unread = _parameters(scenario, kind)
-            kept.append(_scenario(scenario, parameters, points, elevation))
+            kept.append(_scenario(scenario, parameters, route))
         except _Wrong as reason:
             wrong = wrong if reason.harmless else reason
             dropped.append(f"scenario {name!r} (line {reason.line}) is left out: {reason}")
@@ -186,21 +185,24 @@ def _route(element: _Element, planner: LanePlanner) -> tuple[Route, list[str]]:
         raise wrong
     weathers = [w for group in element.all("weathers") for w in group.all("weather")]
     weather = tuple({name: w.number(name) for name in w.attributes} for w in weathers)
-    route = Route(
-        id=element.text("id"), town=planner.graph.town, **columns,
-        scenarios=tuple(kept), dropped=tuple(dropped), weather=weather,
-    )  # type: ignore[arg-type]  # fmt: skip
+    route = replace(
+        route,
+        scenarios=tuple(kept),
+        dropped=tuple(dropped),
+        theme=scenarios[0].text("type") if scenarios else "",
+        weather=weather,
+    )
     return route, dropped + notes
 
 
-def _scenario(scenario: _Element, parameters: dict[str, Value], points: FloatArray, elevation: FloatArray) -> ScenarioSpec:
+def _scenario(scenario: _Element, parameters: dict[str, Value], route: Route) -> ScenarioSpec:
     """A scenario whose trigger lies on the route."""
     trigger = scenario.one("trigger_point")
     x, y, heading = trigger.number("x"), -trigger.number("y"), float(wrap_angle(-np.radians(trigger.number("yaw"))))
-    reason = off_route((x, y, heading, trigger.number("z")), points, elevation)
+    reason = off_route((x, y, heading, trigger.number("z")), route.points, route.elevation)
     if reason is not None:
         raise _Wrong(reason[0], trigger, harmless=reason[1])
-    at = int(np.hypot(points[:, 0] - x, points[:, 1] - y).argmin())
+    at = int(np.hypot(route.points[:, 0] - x, route.points[:, 1] - y).argmin())
     return ScenarioSpec(scenario.text("name"), scenario.text("type"), (x, y, heading), parameters, at)
 
 
@@ -212,7 +214,7 @@ def _way_point(error: str) -> int:
 def _parameters(scenario: _Element, kind: str) -> tuple[dict[str, Value], list[str]]:
     """The parameters that the type reads, with defaults; and the names of those that no type knows."""
     known = SCENARIO_TYPES[kind]
-    values = {name: default for name, default in known.items() if default is not REQUIRED}
+    values: dict[str, Value] = {name: default for name, default in known.items() if default is not None}
     unread = []
     for child in scenario.children:
         if child.tag in PARAMETERS:
@@ -222,7 +224,7 @@ def _parameters(scenario: _Element, kind: str) -> tuple[dict[str, Value], list[s
     for name in known:
         if name not in values:
             raise _Wrong(f"scenario {scenario.text('name')!r} ({kind}) needs <{name}>", scenario)
-    return values, unread  # type: ignore[return-value]
+    return values, unread
 
 
 _NO_PARAMETERS: Final = frozenset({"trigger_point", "other_actor"})
@@ -236,7 +238,7 @@ def _value(element: _Element, parameter: Parameter) -> Value:
         return word
     if parameter.kind == "place":
         return element.number("x"), -element.number("y"), element.number("z")
-    names = ("value", "value") if "value" in element.attributes else ("from", "to")
+    names: tuple[str, ...] = ("value", "value") if "value" in element.attributes else ("from", "to")
     if parameter.kind == "number":
         names = ("value",)
     numbers = tuple(element.number(name) for name in names)

@@ -22,13 +22,15 @@ TRIGGER_DISTANCE: Final = 2.0
 TRIGGER_ANGLE: Final = np.radians(10.0)
 """Radians between their headings, at most (official ``ANGLE_THRESHOLD``)."""
 OFF_ROAD: Final = 5.0
-"""Metres; a way point further than this from every driving lane is off the road (the official files stay below 1.3 m)."""
+"""Metres; a way point further than this from every driving lane is off the road (official files stay below 1.3 m)."""
 BESIDE: Final = 5.0
-"""Metres; a trigger that is no further off is on a lane beside the route: Bench2Drive's own route 28154 has its only one there."""
+"""Metres; a trigger that is no further off is on a lane beside the route (the only one of Bench2Drive's route 28154 is)."""
 SAME_PLACE: Final = 0.1
 """Metres; a traced point nearer than this to the one before is the same one (a lane's end and its successor's start)."""
 WIDEST_STEP: Final = 1.5
 """Metres; wider steps of a trace (lane changes, way points between hops) are filled."""
+PAST_JUNCTION: Final = 8
+"""Points behind a junction's first one at which it counts as passed (``ability_benchmark.py``)."""
 BACKWARDS: Final = 3.0
 """Metres that a trace may step back where two way points meet; such points are left out."""
 
@@ -65,13 +67,24 @@ class Route:
     scenarios: tuple[ScenarioSpec, ...] = ()
     dropped: tuple[str, ...] = ()
     """Scenarios that lie off the route by the official rule, each with the reason."""
+    theme: str = ""
+    """Type of the first scenario in the file: what the route is about, also where that scenario was dropped."""
+    junction_share: float = float("nan")
+    """Share of the traced points from which Bench2Drive's ability script holds the first junction for passed; NaN: no
+    junction."""
     weather: tuple[Mapping[str, float], ...] = field(default=())
     """Weather along the route as in the file: ``route_percentage`` and CARLA's parameters."""
 
     @property
+    def arc(self) -> FloatArray:
+        """[R] metres driven at each point, climbing included, as CARLA measures routes."""
+        level = np.diff(arc_lengths(self.points))
+        return np.concatenate([np.zeros(1), np.cumsum(np.hypot(level, np.diff(self.elevation)))])
+
+    @property
     def length(self) -> float:
         """Metres."""
-        return float(arc_lengths(self.points)[-1])
+        return float(self.arc[-1])
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,12 @@ def local(route: Route, radius: float = 150.0, town: LaneGraph | None = None) ->
     return LocalTown(graph, np.searchsorted(kept, route.lanes), Strips.driving(graph), Strips.parking(graph))
 
 
-def lay_route(planner: LanePlanner, places: FloatArray) -> dict[str, FloatArray | IntArray]:
-    """``Route``'s columns for way points [n, 3] (x, y, elevation or NaN). ``SceneError`` names the way point that is wrong.
+def lay_route(planner: LanePlanner, places: FloatArray, name: str) -> Route:
+    """The route ``name``, without scenarios, through way points [n, 3]: x, y, elevation (or NaN).
 
     As the official ``interpolate_trajectory``: one trace from each way point to the next, put together. Unlike there, points
-    that come twice or step back are left out and wide steps are filled, so that the route is a clean polyline.
+    that come twice or step back are left out and wide steps are filled, so that the route is a clean polyline. ``SceneError``
+    names the way point that is wrong.
     """
     if len(places) < 2:
         raise SceneError("a route needs two way points at least")
@@ -111,13 +125,16 @@ def lay_route(planner: LanePlanner, places: FloatArray) -> dict[str, FloatArray 
         except SceneError as error:
             raise SceneError(f"way point {i + 2} of {len(places)} cannot be reached from the one before: {error}") from None
     pose = np.concatenate([t.pose for t in traces])
-    lane = np.concatenate([t.lane for t in traces])
+    lane_of = np.concatenate([t.lane for t in traces])
+    inside = np.flatnonzero(planner.graph.junction[lane_of] >= 0)
+    junction_share = (int(inside[0]) + 1 + PAST_JUNCTION) / len(lane_of) if len(inside) else float("nan")
     rows = _forward(pose)
-    pose, lane = pose[rows], lane[rows]
+    if len(rows) < 2:
+        raise SceneError("its way points are all the same place")
+    pose = pose[rows]
+    lane_of = lane_of[rows]
     option = np.concatenate([t.option for t in traces])[rows]
     elevation = np.concatenate([t.elevation for t in traces])[rows]
-    if len(pose) < 2:
-        raise SceneError("its way points are all the same place")
     step = np.hypot(*np.diff(pose[:, :2], axis=0).T)
     parts = np.where(step > WIDEST_STEP, np.ceil(step), 1.0).astype(np.int64)
     source = np.append(np.repeat(np.arange(len(step)), parts), len(step))
@@ -126,12 +143,15 @@ def lay_route(planner: LanePlanner, places: FloatArray) -> dict[str, FloatArray 
     filled = pose[source] + share[:, None] * (pose[ahead] - pose[source])
     filled[:, 2] = wrap_angle(pose[source, 2] + share * wrap_angle(pose[ahead, 2] - pose[source, 2]))
     nearer = np.where(share < 0.5, source, ahead)
-    return {
-        "points": np.column_stack([filled, planner.graph.speed_limit[lane[nearer]]]),
-        "lanes": lane[nearer],
-        "option": option[nearer],
-        "elevation": elevation[source] + share * (elevation[ahead] - elevation[source]),
-    }
+    return Route(
+        id=name,
+        town=planner.graph.town,
+        points=np.column_stack([filled, planner.graph.speed_limit[lane_of[nearer]]]),
+        lanes=lane_of[nearer],
+        option=option[nearer],
+        elevation=elevation[source] + share * (elevation[ahead] - elevation[source]),
+        junction_share=junction_share,
+    )
 
 
 def _forward(pose: FloatArray) -> IntArray:
@@ -148,10 +168,10 @@ def _forward(pose: FloatArray) -> IntArray:
 
 
 def off_route(trigger: Sequence[float], points: FloatArray, elevation: FloatArray) -> tuple[str, bool] | None:
-    """Why a trigger (x, y, heading, elevation) does not lie on the route, or None where it does; and whether it is right beside it.
+    """Why a trigger (x, y, heading, elevation) is not on the route, and whether it is right beside it; None if it is on it.
 
-    The official rule (leaderboard ``RouteParser.is_scenario_at_route``): one route point lies within 2 m and 10 degrees of it, and
-    the trigger is no more than 2 m above it.
+    The official rule (leaderboard ``RouteParser.is_scenario_at_route``): one route point lies within 2 m and 10 degrees of it,
+    and the trigger is no more than 2 m above it.
     """
     x, y, heading, height = trigger
     distance = np.hypot(points[:, 0] - x, points[:, 1] - y)
