@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numba
 import numpy as np
@@ -161,7 +161,7 @@ class Roads:
                 self.lights_of.setdefault(int(lane), light)
 
     @property
-    def _grid(self) -> tuple[object, ...]:
+    def _grid(self) -> tuple[Any, ...]:
         return self.order, self.starts, self.x0, self.y0, self.columns, self.rows
 
     def nearest(
@@ -171,12 +171,13 @@ class Roads:
         none."""
         g = self.graph
         agree, h = (-2.0, 0.0) if heading is None else (1e-9, heading)
-        return int(_nearest(g.center, self.lane_of, g.elevation, *self._grid, x, y, elevation, h, agree, within))
+        kernel: Any = _nearest
+        return int(kernel(g.center, self.lane_of, g.elevation, *self._grid, x, y, elevation, h, agree, within))
 
     def _on_lane(self, lane: int, x: float, y: float) -> int:
         """The station of a lane that is nearest to (x, y)."""
         s = self.graph.stations(lane)
-        return s.start + int(np.argmin((self.graph.center[s, 0] - x) ** 2 + (self.graph.center[s, 1] - y) ** 2))
+        return int(s.start) + int(np.argmin((self.graph.center[s, 0] - x) ** 2 + (self.graph.center[s, 1] - y) ** 2))
 
     def place(self, x: float, y: float, heading: float | None = None, within: float = 8.0) -> tuple[int, float]:
         """(lane, metres along it) nearest to a point. Raises ``SceneError`` where no lane is near."""
@@ -300,7 +301,8 @@ class Roads:
     def with_edges(self, path: Path, stations: IntArray) -> Path:
         """``path``, whose points lie at ``stations``, with its edges and oncoming lanes filled in."""
         g, points = self.graph, path.points.copy()
-        _edges(points, path.lanes, g.center, self.half, self.lane_of, self.in_junction, g.elevation, *self._grid, stations)
+        kernel: Any = _edges
+        kernel(points, path.lanes, g.center, self.half, self.lane_of, self.in_junction, g.elevation, *self._grid, stations)
         for at in np.flatnonzero(points[:, JUNCTION] == 0.0):
             lane, arc = int(self.lane_of[stations[at]]), int(stations[at] - g.offsets[self.lane_of[stations[at]]])
             for neighbour, side, width, edge, column in (

@@ -146,12 +146,11 @@ class World:
             raise SceneError(f"a snapshot of {len(state.episodes)} environments cannot fill {len(at)}")
         if any(size > self._sizes[k] for e in state.episodes for k, size in e.sizes.items()):
             self._grow(_largest([*self.episodes, *state.episodes]))
-        target: npt.NDArray[Any]
-        kept: npt.NDArray[Any]
-        for target, kept in zip(self.tables, state.rows, strict=True):
+        tables: Any = zip(self.tables, state.rows, strict=True)
+        for target, kept in tables:
             shape = tuple(slice(0, min(a, b)) for a, b in zip(target.shape[1:], kept.shape[1:], strict=True))
             for n, k in zip(at, source, strict=True):
-                target[(n, *shape)] = kept[(k, *shape)]
+                target[n][shape] = kept[k][shape]
         for n, k in zip(at, source, strict=True):
             self.episodes[n] = state.episodes[k]
 
@@ -192,9 +191,8 @@ class World:
 
     def _grow(self, sizes: dict[str, int]) -> None:
         wider = empty_tables(len(self), sizes)
-        new: npt.NDArray[Any]
-        old: npt.NDArray[Any]
-        for new, old in zip(wider, self.tables, strict=True):
+        tables: Any = zip(wider, self.tables, strict=True)
+        for new, old in tables:
             new[tuple(slice(0, size) for size in old.shape)] = old
         self.tables, self._sizes = wider, sizes
 
@@ -208,7 +206,7 @@ class World:
         ):  # fmt: skip
             rows: npt.NDArray[Any] = getattr(episode, name)
             target: npt.NDArray[Any] = getattr(t, name)
-            target[(n, *(slice(0, size) for size in rows.shape))] = rows
+            target[n][tuple(slice(0, size) for size in rows.shape)] = rows
         for name in ("path_offsets", "cross_offsets", "stop_offsets"):
             offsets: IntArray = getattr(episode, name)
             getattr(t, name)[n, : len(offsets)] = offsets

@@ -15,10 +15,11 @@ def _cross(
     stage: Stage, kind: Kind, pose: FloatArray, speed: float, distance: float, place: FloatArray, seconds: float, near: float,
     delay: float = 0.0,
 ) -> None:  # fmt: skip
-    """An actor that crosses the road straight on from ``pose`` when the ego is ``seconds`` (or ``near`` metres) from ``place``."""
+    """An actor that crosses the road straight on from ``pose`` when the ego is ``seconds`` (or ``near`` m) from ``place``."""
     stage.add(
         kind, path=straight_path(pose, distance, speed), speed_mode=1.0, target=speed, start=1.0, start_x=float(place[0]),
-        start_y=float(place[1]), start_distance=near, start_time=seconds, travel_limit=distance, at_end=1.0, shown=1.0, delay=delay,
+        start_y=float(place[1]), start_distance=near, start_time=seconds, travel_limit=distance, at_end=1.0, shown=1.0,
+        delay=delay,
     )  # fmt: skip
 
 
