@@ -86,7 +86,7 @@ def door(stage: Stage, script: Script) -> None:
     """A parked car whose door opens before the ego: a box of 0.9 m beside it, into the lane."""
     begin, side = stage.begin(script), script.side()
     s = clamp(stage, begin + script.number("distance", 50.0))
-    offset = parked_offset(stage, s, side)
+    offset = side * (float(stage.route.points[s, HALF_WIDTH]) + 0.9)  # this one is parked badly: towards the lane
     stage.add(Kind.CAR, stage.route.pose(s, offset))
     place = stage.route.points[s]
     stage.add(
