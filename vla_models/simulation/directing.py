@@ -71,6 +71,7 @@ from vla_models.simulation.tables import (
     SCENARIO,
     SHOWN,
     SINCE,
+    SPEED_MODE,
     START,
     START_DISTANCE,
     START_TIME,
@@ -87,10 +88,12 @@ from vla_models.simulation.tables import (
     Event,
     Phase,
     Shown,
+    Speed,
     Start,
 )
 
 WAITING, DELAYED, MOVING, GONE = (float(p) for p in Phase)
+EGO_PLUS = float(Speed.EGO_PLUS)
 AT_ONCE, NEAR_PLACE, WITH_SCENARIO, NEAR_ME = (float(s) for s in Start)
 FROM_SCENARIO, FROM_MOVING = float(Shown.WITH_SCENARIO), float(Shown.WHEN_MOVING)
 ROLL_CALL: Final = 10
@@ -182,6 +185,8 @@ def step_cues(env, actors, awake, scenarios, ego_x, ego_y, note):  # type: ignor
                 me[PHASE], me[SINCE] = DELAYED, tick
         if me[PHASE] == DELAYED and (tick - me[SINCE]) * TICK >= me[DELAY] and me[SINCE] < 1e17:
             me[PHASE], me[SINCE], me[PRESENT] = MOVING, tick, 1.0
+            if me[SPEED_MODE] == EGO_PLUS:
+                me[AV] = env[E_V] + me[TARGET]
         if running and me[LEAVE_AFTER] < math.inf and me[PRESENT] > 0.0:
             if me[NEAR_SINCE] < 0.0 and math.hypot(ego_x - me[AX], ego_y - me[AY]) < me[LEAVE_DISTANCE]:
                 me[NEAR_SINCE] = tick

@@ -113,6 +113,8 @@ class Stage:
     scenarios: list[FloatArray] = field(default_factory=list)
     scripts: list[tuple[dict[int, int], dict[int, int]]] = field(default_factory=list)
     stop_signs: list[tuple[int, float]] = field(default_factory=list)
+    start_index: int = 0
+    """Route index at which the ego starts."""
     start_offset: float = 0.0
     """Metres beside the route where the ego starts (left positive)."""
     draws: int = 0
@@ -256,6 +258,8 @@ class Episode:
     traffic: FloatArray
     start: FloatArray
     """[3] pose of the ego's box centre."""
+    start_index: int
+    """Route index there."""
     stop_signs: tuple[tuple[float, float, float], ...]
     """Poses of the stop signs that the episode knows (row of the event STOP)."""
 
@@ -425,7 +429,7 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
                 script[k, local[row], part] = state
     cross_offsets, cross = crossings(stage.paths)
     points, offsets = _ragged(stage.paths)
-    start = stage.route.pose(0.0, stage.start_offset)
+    start = stage.route.pose(stage.start_index, stage.start_offset)
     start[2] = float(wrap_angle(start[2]))
     colours = [traffic_row() for _ in range(vehicles)]
     for k, vehicle in enumerate(colours):
@@ -451,6 +455,7 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
         slippery=np.array(stage.slippery).reshape(-1, 4),
         traffic=np.array(traffic).reshape(-1, 2),
         start=start,
+        start_index=stage.start_index,
         stop_signs=tuple((float(x), float(y), float(h)) for x, y, h in graph.stop_pose),
     )
 

@@ -216,6 +216,7 @@ class World:
         env[columns.E_SEED] = episode.seed
         env[columns.E_X], env[columns.E_Y], env[columns.E_H] = x - REAR_TO_CENTER * np.cos(h), y - REAR_TO_CENTER * np.sin(h), h
         env[columns.E_ROUTE_LENGTH] = len(episode.route) - 1.0
+        env[columns.E_INDEX] = env[columns.E_PROGRESS] = env[columns.E_CHECKPOINT] = episode.start_index
         for column in (columns.E_HIT_ACTOR, columns.E_LIGHT, columns.E_STOP, columns.E_STOP_DONE):
             env[column] = -1.0
         for column, name in (

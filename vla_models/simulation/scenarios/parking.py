@@ -9,8 +9,8 @@ from vla_models.simulation.tables import Kind
 
 def parking_exit(stage: Stage, script: Script) -> None:
     """Parked cars before and behind the ego, one vehicle beside it that drives off, and traffic in the lane that it has to
-    enter, ``flow_distance`` metres apart. The ego is moved into the parking place only where its route starts within 5 m of
-    it."""
+    enter, ``flow_distance`` metres apart. The ego starts in the parking place, at the
+    trigger point."""
     begin, side = stage.begin(script), script.side()
     front = script.number("front_vehicle_distance", 20.0)
     s = clamp(stage, begin + front)
@@ -21,8 +21,7 @@ def parking_exit(stage: Stage, script: Script) -> None:
         Kind.CAR,
         lane.pose(max(behind - script.number("behind_vehicle_distance", 10.0), 0.0), parked_offset(stage, begin, side)),
     )
-    if begin <= 5:
-        stage.start_offset = parked_offset(stage, begin, side)
+    stage.start_index, stage.start_offset = begin, parked_offset(stage, begin, side)
     gap = script.number("flow_distance", 25.0)
     speed = min(8.0, float(lane.points[0, 3]))
     stage.add(
