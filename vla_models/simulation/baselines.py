@@ -299,7 +299,7 @@ def _crossing_gap(env, actors, awake, cross, first_row, last_row, stops, first_s
             if me[YIELDS] > 0.0 and cross[e, 3] > cross[e, 4]:
                 continue
             w = me[AV]
-            if w < 0.3 and theirs > 1.0 and me[YIELDS] > 0.0:
+            if w < 0.3 and theirs > 1.0:
                 continue
             come, gone = max(theirs - 2.0, 0.0) / max(w, 2.0), (theirs + me[LENGTH] + 1.0) / max(w, 2.0)
             safe = leave - 0.5
