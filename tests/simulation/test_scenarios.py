@@ -64,8 +64,12 @@ def routes_of(kind: str) -> list[Route]:
                     route = replace(
                         route, scenarios=tuple(replace(s, parameters={**s.parameters, **WIDE}) for s in route.scenarios)
                     )
-                if kind == "InvadingTurn":  # further over the line than the files' 0.2 to 0.35 m, which a good driver just survives
-                    route = replace(route, scenarios=(replace(route.scenarios[0], parameters={"offset": 0.7, "distance": 50.0}),))
+                if (
+                    kind == "InvadingTurn"
+                ):  # further over the line than the files' 0.2 to 0.35 m, which a good driver just survives
+                    route = replace(
+                        route, scenarios=(replace(route.scenarios[0], parameters={"offset": 0.7, "distance": 50.0}),)
+                    )
                 stage(route, seed, vehicles=0)
             except SceneError:
                 continue

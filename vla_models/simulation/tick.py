@@ -61,7 +61,7 @@ def _slip(env, slippery, scenarios, x, y, steer, throttle):  # type: ignore[no-u
 
 
 @numba.njit(cache=True)
-def refresh(t, n, nearest):  # type: ignore[no-untyped-def]
+def _set_stage(t, n, nearest):  # type: ignore[no-untyped-def]
     """Bring the stage of environment ``n`` up to date without moving anything: lights, cues, flows, traffic (used at its
     start)."""
     env, actors = t.env[n], t.actors[n]
@@ -121,8 +121,12 @@ def _tick(t, n, tracker):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def advance(t, plans, dt, ticks, tracker):  # type: ignore[no-untyped-def]
-    """Put plans [N, T, 3] in force and run ``ticks`` ticks of every environment whose episode has not ended."""
+def advance(t, plans, dt, ticks, tracker, fresh, nearest):  # type: ignore[no-untyped-def]
+    """Put plans [N, T, 3] in force and run ``ticks`` ticks of every environment whose episode has not ended. With ``fresh`` >= 0
+    instead: set the stage of that environment at its start, traffic no nearer than ``nearest`` (one kernel, compiled once)."""
+    if fresh >= 0:
+        _set_stage(t, fresh, nearest)
+        return
     for n in range(len(t.env)):
         if t.env[n, E_DONE] > 0.0:
             continue

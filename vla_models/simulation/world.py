@@ -32,7 +32,7 @@ from vla_models.simulation.tables import (
     Tables,
     empty_tables,
 )
-from vla_models.simulation.tick import advance, refresh
+from vla_models.simulation.tick import advance
 from vla_models.simulation.vehicle import REAR_TO_CENTER
 
 START_DISTANCE: Final = 14.0
@@ -123,7 +123,7 @@ class World:
             raise PlanError(f"a plan needs 1 to {PLAN_POSES - 1} poses, a time step above 0 and at least a tick")
         if checked.shape[1] * dt < 1.0 - 1e-9:
             raise PlanError(f"the plan covers {checked.shape[1] * dt:.2f} s; the controller needs at least 1 s of it")
-        advance(self.tables, checked, float(dt), int(ticks), self.controller == "tracker")
+        advance(self.tables, checked, float(dt), int(ticks), self.controller == "tracker", -1, 0.0)
 
     def reset(self, n: int, episode: Episode) -> None:
         """Start another episode in environment ``n``."""
@@ -224,7 +224,7 @@ class World:
             (columns.N_SLIPPERY, "Z"), (columns.N_TRAFFIC, "B"),
         ):  # fmt: skip
             env[column] = episode.sizes[name]
-        refresh(t, n, START_DISTANCE)
+        advance(t, np.zeros((0, 1, 3)), 0.0, 0, False, n, START_DISTANCE)
 
 
 def _largest(episodes: Sequence[Episode]) -> dict[str, int]:
