@@ -126,7 +126,7 @@ def test_reset_starts_another_episode_as_a_new_world_would(episodes: list[Episod
     [
         (np.full((4, 8, 3), np.nan), "finite"),
         (np.zeros((3, 8, 3)), r"\[4, T, 3\]"),
-        (np.zeros((4, 8, 2)), ""),
+        (np.zeros((4, 8, 2)), "3"),
         (np.zeros((4, 1, 3)), "at least 1 s"),
     ],
 )
@@ -173,8 +173,8 @@ def test_the_ego_turns_and_brakes_like_its_parameters() -> None:
     world.step(np.zeros((1, 8, 3)), ticks=60)  # a plan to stand
     log = world.record(0).log
     stop = int(np.argmax(log[:, 3] < 0.05))
-    assert stop * 0.05 == pytest.approx(10.0 / 4.95, abs=0.3)
-    assert np.hypot(*(log[stop, :2] - log[0, :2])) == pytest.approx(10.0**2 / (2 * 4.95), rel=0.1)
+    assert stop * 0.05 == pytest.approx(10.0 / (4.95 + 0.5 * 0.08 * 10.0), abs=0.1)  # full brake, and the drag on the way
+    assert np.hypot(*(log[stop, :2] - log[0, :2])) == pytest.approx(0.5 * 10.0 * stop * 0.05, rel=0.1)
 
 
 @given(
@@ -245,11 +245,10 @@ def test_an_episode_ends_where_the_official_one_does() -> None:
 
 def test_a_careful_driver_in_traffic_harms_nobody(episodes: list[Episode]) -> None:
     routes = [generate_route(town, "PriorityAtJunction", 3) for town in ("Town01", "Town03")]
-    world = World(
-        [stage(replace(r, scenarios=()), seed, vehicles=20) for r in routes for seed in range(4)], controller="tracker"
-    )
+    staged = [stage(replace(r, scenarios=()), seed, vehicles=20) for r in routes for seed in range(4)]
+    world = World(staged, controller="tracker")
     traffic = np.zeros(len(world))
-    for _ in range(400):
+    for _ in range(800):  # two red lights of 45 s may lie on the way
         world.step(rule_based(world), ticks=5)
         traffic = np.maximum(traffic, [len(world.present(n)[0]) for n in range(len(world))])
         if world.done.all():
@@ -264,7 +263,8 @@ def test_the_traffic_does_not_drive_through_itself() -> None:
     """Vehicles of the background traffic overlap hardly ever (lanes that merge in a junction may let two touch)."""
     route = generate_route("Town03", "VanillaSignalizedTurnEncounterRedLight", 1)
     world = World([stage(replace(route, scenarios=()), seed, vehicles=20) for seed in range(4)])
-    touching = pairs = 0
+    met: set[tuple[int, int, int]] = set()
+    touched: set[tuple[int, int, int]] = set()
     for _ in range(60):
         world.step(constant_velocity(world), ticks=10)
         for n in range(len(world)):
@@ -273,10 +273,11 @@ def test_the_traffic_does_not_drive_through_itself() -> None:
                 for j in range(i):
                     if np.hypot(*(rows[i, :2] - rows[j, :2])) > 6.0:
                         continue
-                    pairs += 1
+                    met.add((n, i, j))
                     (x, y, h, a, b, _), (x2, y2, h2, a2, b2, _) = rows[i], rows[j]
-                    touching += bool(boxes_touch(
+                    if boxes_touch(
                         x, y, np.cos(h), np.sin(h), a / 2, b / 2, x2, y2, np.cos(h2), np.sin(h2), a2 / 2, b2 / 2
-                    ))  # fmt: skip
-    assert pairs > 50
-    assert touching < 0.1 * pairs
+                    ):  # fmt: skip
+                        touched.add((n, i, j))
+    assert len(met) > 20
+    assert len(touched) < 0.2 * len(met)

@@ -207,7 +207,7 @@ class Stage:
 
     def finish(
         self, begin: int, end: float, timeout: float = math.inf, wrong_way: bool = False, quiet: float | None = None,
-        script: tuple[dict[int, int], dict[int, int]] = ({}, {}), script_seconds: float = 0.0,
+        script: tuple[dict[int, int], dict[int, int]] = ({}, {}), script_seconds: float = 0.0, script_end: float = math.inf,
     ) -> None:  # fmt: skip
         """Close the current scenario: it runs between two places of the route. ``quiet``: metres beyond that stretch in which
         there is no background traffic (None: it stays). ``script``: light row -> state, first for ``script_seconds``, then to
@@ -218,6 +218,7 @@ class Stage:
         radius = 0.0 if quiet is None else (min(stop, begin + 200.0) - begin) / 2.0 + quiet
         columns = {
             "begin": begin, "end": stop, "timeout": timeout, "wrong_way": wrong_way, "script_seconds": script_seconds,
+            "script_end": script_end,
             "window": begin - 150.0, "quiet_x": middle[X], "quiet_y": middle[Y], "quiet_radius": radius,
         }  # fmt: skip
         self.scenarios.append(np.array([float(columns.get(n, 0.0)) for n in SCENARIO_COLUMNS]))

@@ -2,7 +2,7 @@
 
 CARLA's own order: the approaches of a junction (OpenDRIVE's controllers) are green one after the other, 10 s green, 3 s yellow,
 2 s red for all. A scenario's script overrules the phase of the lights that it names, first row for ``script_seconds``, then the
-second until the scenario ends (scenario_runner's ``TrafficLightFreezer``).
+second until ``script_end`` or the scenario's end (scenario_runner's ``TrafficLightFreezer``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vla_models.simulation.tables import (
     N_LIGHTS,
     N_SCENARIOS,
     RED,
+    SCRIPT_END,
     SCRIPT_SECONDS,
     STATE,
     STATE_SINCE,
@@ -55,7 +56,10 @@ def switch(env, lights, cycle, scenarios, script):  # type: ignore[no-untyped-de
     for k in range(int(env[N_SCENARIOS])):
         if scenarios[k, STATE] != 1.0:
             continue
-        second = (tick - scenarios[k, STATE_SINCE]) * TICK >= scenarios[k, SCRIPT_SECONDS]
+        elapsed = (tick - scenarios[k, STATE_SINCE]) * TICK
+        if elapsed >= scenarios[k, SCRIPT_END]:
+            continue
+        second = elapsed >= scenarios[k, SCRIPT_SECONDS]
         for g in range(int(env[N_LIGHTS])):
             state = script[k, g, 1 if second else 0]
             if state >= 0:

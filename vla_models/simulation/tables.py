@@ -102,12 +102,12 @@ SCENARIO_COLUMNS: Final = (
     "state", "since",  # 0 waiting, 1 running, 2 over; tick
     "timeout",  # seconds after which it counts as not solved (inf: never)
     "wrong_way",  # 1: the oncoming lane may be used while it runs
-    "script_seconds",  # how long the first row of its light script holds
+    "script_seconds", "script_end",  # how long the first row of its light script holds, and when the second one ends
     "window",  # metres along the route from which its actors are there
     "quiet_x", "quiet_y", "quiet_radius",  # where the background traffic stays away
 )  # fmt: skip
 (
-    BEGIN, END, STATE, STATE_SINCE, TIMEOUT, WRONG_WAY, SCRIPT_SECONDS, WINDOW, QUIET_X, QUIET_Y, QUIET_RADIUS,
+    BEGIN, END, STATE, STATE_SINCE, TIMEOUT, WRONG_WAY, SCRIPT_SECONDS, SCRIPT_END, WINDOW, QUIET_X, QUIET_Y, QUIET_RADIUS,
 ) = range(len(SCENARIO_COLUMNS))  # fmt: skip
 
 FLOW_COLUMNS: Final = (
@@ -179,7 +179,7 @@ class Tables(NamedTuple):
     lights: Int8Array  # [N, G] GREEN, YELLOW, RED
     light_cycle: FloatArray  # [N, G, 4] offset, green, yellow, period (ticks)
     script: Int8Array  # [N, K, G, 2] states while the scenario runs (-1: as always)
-    scenarios: FloatArray  # [N, K, 11] SCENARIO_COLUMNS
+    scenarios: FloatArray  # [N, K, 12] SCENARIO_COLUMNS
     flows: FloatArray  # [N, F, 17] FLOW_COLUMNS
     slippery: FloatArray  # [N, Z, 4] x, y, radius, scenario
     traffic: FloatArray  # [N, B, 2] path, metres along the route where it is nearest to it

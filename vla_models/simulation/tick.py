@@ -122,8 +122,9 @@ def _tick(t, n, tracker):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def advance(t, plans, dt, ticks, tracker, fresh, nearest):  # type: ignore[no-untyped-def]
-    """Put plans [N, T, 3] in force and run ``ticks`` ticks of every environment whose episode has not ended. With ``fresh`` >= 0
-    instead: set the stage of that environment at its start, traffic no nearer than ``nearest`` (one kernel, compiled once)."""
+    """Put plans [N, T, 3] in force and run ``ticks`` ticks of every environment whose episode has not ended. With ``fresh``
+    >= 0 instead: set the stage of that environment at its start, traffic no nearer than ``nearest`` (in one kernel with the
+    rest, so that its parts are compiled once)."""
     if fresh >= 0:
         _set_stage(t, fresh, nearest)
         return

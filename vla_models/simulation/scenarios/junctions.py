@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vla_models.simulation.episodes import Script, Stage
 from vla_models.simulation.scenarios.common import SCENARIO_TIMEOUT, clamp, junction_script
 from vla_models.simulation.tables import GREEN, RED, Kind
@@ -14,12 +16,13 @@ def vanilla(stage: Stage, script: Script) -> None:
     begin = stage.begin(script)
     first, out = stage.junction_after(begin)
     lights: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    end = math.inf
     if "GreenLight" in script.type:
         lights = junction_script(stage, first, {"ego": GREEN}, {"ego": RED})
-        lights = (lights[0], {})  # the red after it lasts 5 s and then ends with the script: the usual phases follow
+        end = 10.0  # 5 s of green, 5 s of red, then the usual phases
     elif "RedLight" in script.type:
         lights = junction_script(stage, first, {"ego": RED}, {"ego": GREEN})
-    stage.finish(begin, out + 10.0, script=lights, script_seconds=5.0)
+    stage.finish(begin, out + 10.0, script=lights, script_seconds=5.0, script_end=end)
 
 
 def plain(stage: Stage, script: Script) -> None:
