@@ -62,7 +62,7 @@ class Played:
 
 
 def routes_of(kind: str) -> list[tuple[int, Route]]:
-    """Seeds and generated routes of a type: in ``PLACES``, else one a seed where a town has a place. Every other flow is ``WIDE``."""
+    """Seeds and routes of a type: in ``PLACES``, else one a seed where a town has a place. Every other flow is ``WIDE``."""
     found = []
     for n, (seed, towns) in enumerate(PLACES.get(kind, [(s, TOWNS[s:] + TOWNS[:s]) for s in SEEDS])):
         for town in towns:
