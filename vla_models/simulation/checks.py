@@ -60,7 +60,6 @@ from vla_models.simulation.tables import (
     LEAVE_AFTER,
     LENGTH,
     MAX_EVENTS,
-    MAX_TICKS,
     N_SCENARIOS,
     NEAR_SINCE,
     PHASE,
@@ -258,7 +257,7 @@ def compare_speed(env, actors, awake, events):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def finish(env, events, route, moved, away, x, y):  # type: ignore[no-untyped-def]
+def finish(env, events, route, moved, away, x, y, limit):  # type: ignore[no-untyped-def]
     """End the episode where it ends: route driven, far from it, blocked, or out of time."""
     length, end = env[E_ROUTE_LENGTH], len(route) - 1
     ended = -1
@@ -272,7 +271,7 @@ def finish(env, events, route, moved, away, x, y):  # type: ignore[no-untyped-de
         env[E_SLOW_SINCE] = env[E_TICK]
     elif (env[E_TICK] - env[E_SLOW_SINCE]) * TICK > BLOCKED_SECONDS:
         ended = _BLOCKED
-    if ended < 0 and env[E_TICK] + 1.0 >= MAX_TICKS:
+    if ended < 0 and env[E_TICK] + 1.0 >= limit:
         ended = _LATE
     if ended < 0:
         return

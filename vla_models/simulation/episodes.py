@@ -240,6 +240,8 @@ class Episode:
     route_id: str
     town: str
     types: tuple[str, ...]
+    dropped: tuple[str, ...]
+    """Scenarios that could not be staged (``skip_bad``), each with the reason."""
     seed: int
     route: Path
     actors: FloatArray  # [A, 50], 0 is the ego
@@ -405,7 +407,9 @@ def traffic_row() -> FloatArray:
     return new_actor(Kind.CAR, length, width, background=1, phase=3, obeys=1, yields=1, sees=1, path=0, at_end=1)
 
 
-def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: int, density: float) -> Episode:
+def assemble(
+    route: RouteLike, stage: Stage, types: tuple[str, ...], dropped: tuple[str, ...], vehicles: int, density: float
+) -> Episode:
     """Close a stage: background traffic, crossings, lights, stop lines -> the episode."""
     roads, graph = stage.roads, stage.roads.graph
     beyond = traffic_paths(stage, density) if vehicles else []
@@ -439,6 +443,7 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
         route_id=route.id,
         town=route.town,
         types=types,
+        dropped=dropped,
         seed=stage.seed,
         route=stage.route,
         actors=np.stack([ego_row(start), *stage.actors, *colours]),
@@ -461,23 +466,35 @@ def assemble(route: RouteLike, stage: Stage, types: tuple[str, ...], vehicles: i
     )
 
 
-def stage(route: RouteLike, seed: int = 0, *, vehicles: int = 12, density: float = 1.0, roads: Roads | None = None) -> Episode:
+def stage(
+    route: RouteLike,
+    seed: int = 0,
+    *,
+    vehicles: int = 12,
+    density: float = 1.0,
+    roads: Roads | None = None,
+    skip_bad: bool = False,
+) -> Episode:
     """Stage a route as an episode: same route and seed, same bits.
 
     ``vehicles``: of the background traffic at a time around the ego; ``density`` scales how many paths they have to choose
-    from. Raises ``SceneError`` with the route's and the scenario's name where a scenario cannot be staged.
+    from. Raises ``SceneError`` with the route's and the scenario's name where a scenario cannot be staged;
+    with ``skip_bad`` such scenarios are left out and listed in ``Episode.dropped``.
     """
     from vla_models.simulation.scenarios import stage_scenario
 
     roads = roads or roads_of(route.town)
     path = roads.route_path(np.asarray(route.points, dtype=np.float64), getattr(route, "lanes", None))
     setting = Stage(roads, path, seed, paths=[path])
-    types = []
+    types, dropped = [], list[str]()
     for spec in route.scenarios:
         script = Script(spec.type, tuple(float(v) for v in spec.trigger), dict(spec.parameters), spec.name)  # type: ignore[arg-type]
         try:
             stage_scenario(setting, script)
         except SceneError as error:
-            raise SceneError(f"route {route.id} ({route.town}): {error}") from None
+            if not skip_bad:
+                raise SceneError(f"route {route.id} ({route.town}): {error}") from None
+            dropped.append(f"{spec.name}: {error}")
+            continue
         types.append(script.type)
-    return assemble(route, setting, tuple(types), vehicles, density)
+    return assemble(route, setting, tuple(types), tuple(dropped), vehicles, density)

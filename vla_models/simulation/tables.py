@@ -21,7 +21,7 @@ Int8Array = npt.NDArray[np.int8]
 TICK: Final = 0.05
 """Seconds of a simulator step: 20 Hz, as Bench2Drive's evaluator."""
 MAX_TICKS: Final = 4000
-"""Ticks of an episode, at most (the cap in Bench2Drive's scenario_manager.py)."""
+"""Ticks of an episode, at most, where nothing else is asked for (the cap in Bench2Drive's scenario_manager.py)."""
 
 
 class Kind(IntEnum):
@@ -186,10 +186,10 @@ class Tables(NamedTuple):
     plan: FloatArray  # [N, 64, 3] the plan in force: poses in the town's frame
     pid: FloatArray  # [N, 2, 40] errors of turn and speed
     events: FloatArray  # [N, 128, 6] EVENT_COLUMNS
-    log: FloatArray  # [N, 4000, 12] LOG_COLUMNS
+    log: FloatArray  # [N, ticks, 12] LOG_COLUMNS
 
 
-def empty_tables(count: int, sizes: dict[str, int]) -> Tables:
+def empty_tables(count: int, sizes: dict[str, int], max_ticks: int = MAX_TICKS) -> Tables:
     """Zeroed tables for ``count`` environments with capacities ``sizes`` (keys A, W, P, C, G, Q, K, F, Z, B)."""
     s = sizes
 
@@ -216,7 +216,7 @@ def empty_tables(count: int, sizes: dict[str, int]) -> Tables:
         plan=full(PLAN_POSES, 3),
         pid=full(2, PID_WINDOW),
         events=full(MAX_EVENTS, len(EVENT_COLUMNS)),
-        log=full(MAX_TICKS, len(LOG_COLUMNS)),
+        log=full(max_ticks, len(LOG_COLUMNS)),
     )
 
 

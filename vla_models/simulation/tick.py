@@ -116,7 +116,7 @@ def _tick(t, n, tracker):  # type: ignore[no-untyped-def]
     checks.obey(env, events, t.stops[n], t.stop_offsets[n, 0], t.stop_offsets[n, 1], t.lights[n])
     checks.compare_speed(env, actors, awake, events)
     checks.write_log(env, t.log[n], x, y)
-    checks.finish(env, events, route, moved, away, x, y)
+    checks.finish(env, events, route, moved, away, x, y, len(t.log[n]))
     env[E_TICK] += 1.0
 
 

@@ -25,6 +25,7 @@ from vla_models.simulation.episodes import Episode
 from vla_models.simulation.tables import (
     EVENT_COLUMNS,
     LOG_COLUMNS,
+    MAX_TICKS,
     PLAN_POSES,
     Event,
     FloatArray,
@@ -70,9 +71,15 @@ class World:
     Args:
         episodes: what each plays (``episodes.stage``); environments may play the same one.
         controller: "pid" is Bench2Drive's own, "tracker" follows a plan as well as the vehicle can.
+        max_ticks: ticks after which an episode ends as timed out: 4000 in Bench2Drive, too few for routes of kilometres.
     """
 
-    def __init__(self, episodes: Sequence[Episode], controller: Literal["pid", "tracker"] = "pid") -> None:
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        controller: Literal["pid", "tracker"] = "pid",
+        max_ticks: int = MAX_TICKS,
+    ) -> None:
         if not episodes:
             raise SceneError("a world needs at least one episode")
         if controller not in ("pid", "tracker"):
@@ -80,7 +87,8 @@ class World:
         self.controller = controller
         self.episodes: list[Episode] = list(episodes)
         self._sizes = _largest(episodes)
-        self.tables = empty_tables(len(episodes), self._sizes)
+        self.max_ticks = max_ticks
+        self.tables = empty_tables(len(episodes), self._sizes, max_ticks)
         for n, episode in enumerate(episodes):
             self._load(n, episode)
 
@@ -190,7 +198,7 @@ class World:
         return sum(table.nbytes for table in self.tables)
 
     def _grow(self, sizes: dict[str, int]) -> None:
-        wider = empty_tables(len(self), sizes)
+        wider = empty_tables(len(self), sizes, self.max_ticks)
         tables: Any = zip(wider, self.tables, strict=True)
         for new, old in tables:
             new[tuple(slice(0, size) for size in old.shape)] = old
