@@ -231,7 +231,7 @@ def _oncoming_free(env, actors, awake, route, first, last, offset):  # type: ign
         me = actors[awake[a]]
         if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[AV] < 0.3:
             continue
-        far = stretch + me[AV] * seconds
+        far = stretch + me[AV] * seconds + 10.0
         k0, k1 = int(s), min(int(s + far), len(route) - 1)
         at, _, h = meets(
             route, k0, k1, offset - 0.5 * EGO_WIDTH - 0.4, offset + 0.5 * EGO_WIDTH + 0.6, me[AX], me[AY], me[AH],
@@ -368,7 +368,7 @@ def _rule_based(t, dt, plans):  # type: ignore[no-untyped-def]
                     speed = min(speed, 8.0)
             else:
                 actors[:, PRESENT] = t.actors[n, :, PRESENT]
-                wait = room - 5.0
+                wait = room - 8.0  # far enough to pull out again
         elif abs(d) > 1.2 and not side_free(env, actors, awake, 0, 0.0, max(5.0 - 0.2 * _waited(env), 0.0), 6.0):
             offset = d  # back into the lane only when it is free
             if d < -route[k, EDGE_RIGHT] + route[k, PARKING_RIGHT] or d > route[k, EDGE_LEFT] - route[k, PARKING_LEFT] + 1.0:
