@@ -256,13 +256,13 @@ def test_bad_specs_are_refused(wrong: dict) -> None:
 
 def test_missing_panda3d_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "panda3d", None)
-    camera._engine.cache_clear()
+    camera.shared_engine.cache_clear()
     try:
         with pytest.raises(MissingDependency, match="pip install panda3d"):
             CameraRenderer()
     finally:
         monkeypatch.undo()
-        camera._engine.cache_clear()
+        camera.shared_engine.cache_clear()
 
 
 def _render_elsewhere(scene: Scene, renderer: CameraRenderer | None, queue) -> None:

@@ -32,6 +32,13 @@ def small_graph() -> LaneGraph:
         left_lane=np.array([-1, -1]),
         right_lane=np.array([-1, -1]),
         names=("1/0/-1", "2/0/-1"),
+        left_change=np.zeros(2, bool),
+        right_change=np.zeros(2, bool),
+        opposite_lane=np.array([-1, -1]),
+        left_side=np.zeros(2, np.int64),
+        right_side=np.zeros(2, np.int64),
+        left_width=np.zeros(5),
+        right_width=np.zeros(5),
         successor_offsets=np.array([0, 1, 1]),
         successors=np.array([1]),
         predecessor_offsets=np.array([0, 0, 1]),
@@ -42,6 +49,11 @@ def small_graph() -> LaneGraph:
         light_junction=np.array([7]),
         light_group=np.array([3]),
         stop_lines=np.array([[[2.0, 2], [2, -2]]]),
+        stop_pose=np.array([[2.0, -3, np.pi]]),
+        stop_lane_offsets=np.array([0, 1]),
+        stop_lanes=np.array([1]),
+        stop_arc=np.array([0.0]),
+        stop_box=np.array([[2.0, 0, 1.8]]),
         parking_offsets=np.zeros(1, np.int64),
         parking_vertices=none,
         sidewalk_offsets=np.zeros(1, np.int64),
@@ -75,6 +87,21 @@ def test_saving_and_loading_keeps_everything(tmp_path: Path) -> None:
         else:
             assert now == was
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["here.npz"]
+
+
+def test_columns_are_mapped_in_place_and_writing_to_one_stays_here(tmp_path: Path) -> None:
+    path = tmp_path / "here.npz"
+    small_graph().save(path)
+    graph = LaneGraph.load(path)
+    for f in fields(LaneGraph):
+        column = getattr(graph, f.name)
+        if isinstance(column, np.ndarray):
+            assert column.flags.aligned
+            assert not column.flags.owndata
+    graph.center[0, 0] = 77.0
+    assert LaneGraph.load(path).center[0, 0] == 0.0
+    with np.load(path) as archive:  # it is an ordinary .npz
+        assert np.array_equal(archive["center"], small_graph().center)
 
 
 def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -86,8 +87,8 @@ class CameraRenderer:
     def __init__(self, spec: CameraSpec | None = None) -> None:
         """``spec``: the camera (default: ``CameraSpec()``). Raises ``MissingDependency`` where panda3d is not installed."""
         self.spec = spec if spec is not None else CameraSpec()
-        self._engine = _engine()
-        self._canvas: _Canvas | None = _Canvas(self.spec, self._engine)
+        self._engine = shared_engine()
+        self._canvas: Canvas | None = Canvas(self.spec, self._engine)
 
     def render(self, scene: Scene) -> npt.NDArray[np.uint8]:
         """The scene at t = 0 as RGB uint8 [height, width, 3]; only the scene's geometry is read, never ``scene.images``."""
@@ -118,7 +119,7 @@ class CameraRenderer:
 
 
 @dataclass(frozen=True)
-class _Engine:
+class Engine:
     """The process-wide parts of panda3d."""
 
     core: Any
@@ -129,7 +130,7 @@ class _Engine:
 
 
 @lru_cache(maxsize=1)
-def _engine() -> _Engine:
+def shared_engine() -> Engine:
     try:
         from panda3d import core
     except ImportError as e:
@@ -145,16 +146,16 @@ def _engine() -> _Engine:
     array.add_column(core.InternalName.get_vertex(), 3, core.Geom.NT_float32, core.Geom.C_point)
     array.add_column(core.InternalName.get_color(), 4, core.Geom.NT_uint8, core.Geom.C_color)
     fmt = core.GeomVertexFormat.register_format(core.GeomVertexFormat(array))
-    return _Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, threading.Lock())
+    return Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, threading.Lock())
 
 
 _ROW: Final = np.dtype([("pos", np.float32, 3), ("rgb", np.uint8, 4)])
 
 
 class _Triangles:
-    """One node whose triangles are replaced for every frame."""
+    """One node whose triangles can be replaced. ``bounded``: it is left out of frames that it does not reach into."""
 
-    def __init__(self, shared: _Engine, name: str, parent: Any, order: int, depth: bool) -> None:
+    def __init__(self, shared: Engine, name: str, parent: Any, order: int, depth: bool, bounded: bool = False) -> None:
         core = shared.core
         self._data = core.GeomVertexData(name, shared.vertex_format, core.Geom.UH_dynamic)
         self._primitive = core.GeomTriangles(core.Geom.UH_dynamic)
@@ -163,8 +164,9 @@ class _Triangles:
         node = core.GeomNode(name)
         node.add_geom(self._geom)
         self._node = node
-        node.set_bounds(core.OmniBoundingVolume())  # nothing to cull, no bounds to compute
-        node.set_final(True)
+        if not bounded:
+            node.set_bounds(core.OmniBoundingVolume())  # nothing to cull, no bounds to compute
+            node.set_final(True)
         path = parent.attach_new_node(node)
         path.set_bin("fixed", order)
         path.set_depth_test(depth)
@@ -185,10 +187,13 @@ class _Triangles:
             primitive.add_consecutive_vertices(0, len(rows))
 
 
-class _Canvas:
-    """An offscreen buffer with its scene graph: sky and open ground (fixed), the road plane, the solids."""
+class Canvas:
+    """An offscreen buffer with its scene graph: the road plane, and on the camera's mast the sky, shadows and solids.
 
-    def __init__(self, spec: CameraSpec, shared: _Engine) -> None:
+    Without a mast's pose the road plane is in the mast's frame. With one, it may stay as it is while the mast moves over it.
+    """
+
+    def __init__(self, spec: CameraSpec, shared: Engine) -> None:
         core = shared.core
         self._shared, self._spec = shared, spec
         # the renderer wants a width that is a multiple of four: draw a little more to the right and cut it off
@@ -213,19 +218,41 @@ class _Canvas:
         lens.set_film_offset(half * (padded - w) / w, 0.0)
         camera = core.Camera("camera", lens)
         camera.set_scene(self._root)
-        path = self._root.attach_new_node(camera)
+        self._mast = self._root.attach_new_node("mast")
+        path = self._mast.attach_new_node(camera)
         path.set_pos(0.0, 0.0, spec.position[2])
         path.set_hpr(0.0, spec.pitch, 0.0)
         self._buffer.make_display_region().set_camera(path)
-        _Triangles(shared, "backdrop", self._root, 0, False).fill(*_backdrop())
+        _Triangles(shared, "backdrop", self._mast, 0, False).fill(*_backdrop())
         self._ground = _Triangles(shared, "ground", self._root, 10, False)
-        self._solids = _Triangles(shared, "solids", self._root, 20, True)
+        self._town = self._root.attach_new_node("town")
+        self._shadows = _Triangles(shared, "shadows", self._mast, 40, False)
+        self._solids = _Triangles(shared, "solids", self._mast, 50, True)
 
-    def draw(self, ground: tuple[Any, Any], things: tuple[Any, Any]) -> npt.NDArray[np.uint8]:
-        """Fill, draw, read back, average."""
+    def lay(self, pieces: Sequence[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.uint8]]]) -> None:
+        """Replace the ground that stays: pieces (painting order, positions [3m, 3], colours [3m, 4]); unseen ones cost
+        nothing."""
+        with self._shared.lock:
+            self._town.get_children().detach()
+            for order, pos, rgb in pieces:
+                _Triangles(self._shared, "piece", self._town, 10 + order, False, bounded=True).fill(pos, rgb)
+
+    def draw(
+        self,
+        ground: tuple[Any, Any] | None,
+        things: tuple[Any, Any],
+        shadows: tuple[Any, Any] | None = None,
+        mast: tuple[float, float, float] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Fill, draw, read back, average. ``ground`` None: only what ``lay`` laid; ``mast``: its x, y, heading over that."""
         shared = self._shared
         with shared.lock:
-            self._ground.fill(*ground)
+            if ground is not None:
+                self._ground.fill(*ground)
+            if shadows is not None:
+                self._shadows.fill(*shadows)
+            if mast is not None:
+                self._mast.set_pos_hpr(mast[0], mast[1], 0.0, math.degrees(mast[2]) - 90.0, 0.0, 0.0)
             self._solids.fill(*things)
             self._buffer.set_active(True)
             try:

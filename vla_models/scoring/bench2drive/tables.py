@@ -107,11 +107,16 @@ def stop_lines(graph: LaneGraph) -> FloatArray:
     The line is 1.2 lane widths long (``RunningRedLightTest``: 0.6 to either side of the last waypoint before the junction).
     """
     found = []
+    seen: set[tuple[int, float, float]] = set()  # the graph has a head once per approach; two may share a lane
     for light in range(len(graph.light_pose)):
         entries = sorted({int(p) for lane in graph.governed_lanes(light) for p in graph.previous_lanes(int(lane))})
         ends = np.array([graph.offsets[lane + 1] - 1 for lane in entries], dtype=np.int64)
         middle = graph.center[ends, :2].mean(axis=0) if len(ends) else np.zeros(2)
         for lane, end in zip(entries, ends, strict=True):
+            head = (lane, float(graph.light_pose[light, 0]), float(graph.light_pose[light, 1]))
+            if head in seen:
+                continue
+            seen.add(head)
             x, y, heading = graph.center[end]
             reach = 0.6 * float(np.hypot(*(graph.left[end] - graph.right[end])))
             dx, dy = -np.sin(heading) * reach, np.cos(heading) * reach
