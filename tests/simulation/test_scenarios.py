@@ -179,3 +179,15 @@ def test_a_bad_scenario_is_named(change: dict, message: str) -> None:
     with pytest.raises(SceneError, match=message) as error:
         stage(bad, 0)
     assert route.id in str(error.value)
+
+
+def test_what_cannot_be_staged_is_left_out_only_where_asked() -> None:
+    route = generate_route("Town03", "Accident", 0)
+    spec = route.scenarios[0]
+    bad = replace(spec, name="bad", parameters={"distance": "far"})
+    episode = stage(replace(route, scenarios=(bad, spec)), 0, vehicles=0, skip_bad=True)
+    assert episode.types == ("Accident",)
+    assert len(episode.dropped) == 1
+    assert episode.dropped[0].startswith("bad: ")
+    alone = stage(replace(route, scenarios=(spec,)), 0, vehicles=0)
+    assert np.array_equal(episode.actors, alone.actors), "the rest is staged as if it had never been there"
