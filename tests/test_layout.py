@@ -31,6 +31,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 # Inner imports that run upwards on purpose, each with its reason.
 ALLOWED = {
+    ("simulation", "control"): "the batched controller is the PID of control, with its constants",
     ("scenes", "simulation"): "procedural scenes are what the traffic simulation leaves behind",
     ("scenes", "scoring"): "scenes carry PDM-Closed's reference and are filtered by it, as NavSim's own are",
     ("scenes", "render"): "scenes carry what the camera saw",

@@ -151,7 +151,7 @@ def _first_crossing(one, one_from, one_to, two, two_from, two_to):  # type: igno
 
 
 @numba.njit(cache=True)
-def _idm(v, wanted, gap, v_ahead, accel, decel, headway, min_gap):  # type: ignore[no-untyped-def]
+def idm(v, wanted, gap, v_ahead, accel, decel, headway, min_gap):  # type: ignore[no-untyped-def]
     """The model's acceleration: towards ``wanted`` speed, ``gap`` metres behind something that moves at ``v_ahead``."""
     free = accel * (1.0 - (v / max(wanted, 0.1)) ** 4)
     free = max(free, -1.3 * decel)
@@ -311,7 +311,7 @@ def _simulate(  # type: ignore[no-untyped-def]
                 continue
             soon = min(int(s[i] + 0.5 * v[i]) + 1, points - 1)  # pedals take half a second
             wanted = min(cap[i, min(int(s[i]) + 1, points - 1)], cap[i, soon])
-            target = _idm(
+            target = idm(
                 v[i], wanted, gap[i], ahead[i], agents[i, _ACCEL], agents[i, _DECEL], agents[i, _HEADWAY], agents[i, _GAP]
             )  # fmt: skip
             if now >= agents[i, _BRAKE_TIME]:
