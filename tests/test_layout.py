@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "vla_models"
 
 # Lowest first (docs/architecture.md). A room imports from its own level only itself, and anything from below.
 LEVELS: list[set[str]] = [
+    {"kernels"},
     {"errors", "files", "geometry", "workers"},
     {"scenes", "yaml_source"},
     {"inputs", "pretrained", "config_errors", "lora"},

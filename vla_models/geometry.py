@@ -5,9 +5,10 @@ A pose is (x, y, heading), a polyline is [n, 2] or [n, 3] with heading last. Rig
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from vla_models.kernels import numba
 
 FloatArray = npt.NDArray[np.float64]
 

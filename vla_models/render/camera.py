@@ -14,12 +14,12 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import ConfigError, MissingDependency, SceneError
 from vla_models.geometry import from_frame
+from vla_models.kernels import numba
 from vla_models.render.ground import paint_ground, view_from_above
 from vla_models.render.solids import build_solids, solids
 from vla_models.scenes.scene import Scene

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.geometry import to_frame
+from vla_models.kernels import numba
 from vla_models.render.triangles import lane_ends, ring_length, signed_area, simplify, triangulate
 from vla_models.scenes.scene import LAYERS, Scene
 

@@ -10,10 +10,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.scene import AGENT_KINDS, DT, Scene
 
 FloatArray = npt.NDArray[np.float64]

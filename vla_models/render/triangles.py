@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from vla_models.kernels import numba
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.geometry import to_frame, wrap_angle
+from vla_models.kernels import numba
 from vla_models.scenes.agent_paths import from_lane_graph
 from vla_models.scenes.routes import Paths, resample_path
 from vla_models.scenes.scene import COMMANDS, DT, LAYERS, PLAN_DT, PLAN_STEPS, TRACK_STEPS, RedLights, Scene, Tracks

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.geometry import wrap_angle
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import LaneGraph
 
 FloatArray = npt.NDArray[np.float64]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import FloatArray, IntArray, LaneGraph, offsets_of
 
 Int32Array = npt.NDArray[np.int32]

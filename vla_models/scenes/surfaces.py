@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import LaneGraph
 from vla_models.scenes.routes import RoadNet, road_net
 from vla_models.scenes.scene import LAYERS, Polygons

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
-
+from vla_models.kernels import numba
 from vla_models.simulation.roads import CAP, HEADING, JUNCTION, LEFT, RIGHT, X, Y
 from vla_models.simulation.tables import (
     AACC,

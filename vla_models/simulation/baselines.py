@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
 import numpy as np
 
+from vla_models.kernels import numba
 from vla_models.simulation.agents import look, meets, side_free
 from vla_models.simulation.roads import (
     CAP,

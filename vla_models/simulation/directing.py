@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
-
+from vla_models.kernels import numba
 from vla_models.simulation.agents import place
 from vla_models.simulation.chance import uniform
 from vla_models.simulation.roads import CAP, JUNCTION

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-import numba
 import numpy as np
 
 from vla_models.errors import SceneError
 from vla_models.geometry import wrap_angle
+from vla_models.kernels import numba
 from vla_models.simulation.chance import uniform
 from vla_models.simulation.lights import cycles
 from vla_models.simulation.roads import HEADING, JUNCTION, Path, Roads, X, Y, roads_of

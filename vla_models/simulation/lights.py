@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba
 import numpy as np
 
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import LaneGraph
 from vla_models.simulation.tables import (
     E_TICK,

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import SIDES, LaneGraph
 from vla_models.scenes.towns import load_town
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
 import numpy as np
 
+from vla_models.kernels import numba
 from vla_models.simulation import checks, directing
 from vla_models.simulation.agents import step_agents
 from vla_models.simulation.chance import normal, uniform

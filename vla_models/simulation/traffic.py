@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from vla_models.kernels import numba
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
 import numpy as np
 
 from vla_models.control import (
@@ -21,6 +20,7 @@ from vla_models.control import (
     MAX_THROTTLE,
     PLAN_DT,
 )
+from vla_models.kernels import numba
 from vla_models.simulation.tables import (
     E_ACC,
     E_BRAKE,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.scene import LAYERS, Scene
 from vla_models.scoring.pdm.collide import (
     BOX_COS,

@@ -5,10 +5,10 @@ Shapes are [n, 2] vertices in order; a polygon's closing edge is implied (a repe
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from vla_models.geometry import FloatArray
+from vla_models.kernels import numba
 
 
 @numba.njit(cache=True, inline="always")

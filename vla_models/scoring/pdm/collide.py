@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.scene import AGENT_KINDS, DT, Tracks
 from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, STEPS, WIDTH, owned
 

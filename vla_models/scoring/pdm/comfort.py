@@ -11,11 +11,11 @@ import math
 from functools import lru_cache
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import PlanError
+from vla_models.kernels import numba
 from vla_models.scoring.pdm.track import DT, REAR_AXLE_TO_CENTER, STEPS
 
 FloatArray = npt.NDArray[np.float64]

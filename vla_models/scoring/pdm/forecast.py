@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
 from vla_models.geometry import FloatArray, box_corners, wrap_angle
+from vla_models.kernels import numba
 from vla_models.scenes.scene import AGENT_KINDS, DT, TRACK_STEPS, Scene, Tracks
 from vla_models.scoring.pdm.clearance import box_gap, polygon_centroid, polygon_within
 from vla_models.scoring.pdm.track import LENGTH, REAR_AXLE_TO_CENTER, WIDTH

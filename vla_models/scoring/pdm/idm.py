@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba
 import numpy as np
 
 from vla_models.geometry import FloatArray, box_corners, project
+from vla_models.kernels import numba
 from vla_models.scenes.scene import DT
 from vla_models.scoring.pdm.clearance import box_gap, gap
 from vla_models.scoring.pdm.paths import corridor_blocks, corridor_ends, corridor_line, in_corridor, pose_at

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 
 from vla_models.errors import SceneError
 from vla_models.geometry import FloatArray
+from vla_models.kernels import numba
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm.clearance import border_gap2, gap, inside
 

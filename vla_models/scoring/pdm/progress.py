@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scenes.scene import Scene
 from vla_models.scoring.pdm.collide import BOX_COS, BOX_SIN, BOX_X, BOX_Y, CENTER_IN_INTERSECTION
 from vla_models.scoring.pdm.track import STEPS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from vla_models.kernels import numba
 from vla_models.scoring.pdm.area import Areas, RedAreas, area_kernel, compliance_kernel, red_light_kernel
 from vla_models.scoring.pdm.collide import Agents, collision_kernel, footprint_kernel, time_to_collision_kernel
 from vla_models.scoring.pdm.comfort import comfort_kernel

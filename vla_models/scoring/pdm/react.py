@@ -23,12 +23,12 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.errors import SceneError
 from vla_models.geometry import FloatArray, box_corners
+from vla_models.kernels import numba
 from vla_models.scenes.scene import AGENT_KINDS, AgentPaths, Tracks
 from vla_models.scoring.pdm.clearance import box_gap
 from vla_models.scoring.pdm.strip import (

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba
 import numpy as np
 
 from vla_models.geometry import FloatArray
+from vla_models.kernels import numba
 from vla_models.scoring.pdm.clearance import inside, segment_gap2
 
 QUADRANT_SEGMENTS: Final = 16

@@ -17,13 +17,13 @@ import math
 from functools import lru_cache
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
 from vla_models.errors import PlanError
+from vla_models.kernels import numba
 from vla_models.scenes.scene import PLAN_STEPS
 
 FloatArray = npt.NDArray[np.float64]
