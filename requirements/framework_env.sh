@@ -7,7 +7,7 @@ set -euo pipefail
 framework=$1
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3.11}
-made_from=$(cat "$here/$framework.txt" "$here/../pyproject.toml" "$0" | sha256sum | cut -c1-16)
+made_from=$(cat "$here/$framework.txt" "$0" | sha256sum | cut -c1-16)
 folder=${VLA_MODELS_VENVS:-$HOME/.cache/vla_models/venvs}/$framework-$made_from
 
 if [ ! -f "$folder/.complete" ]; then
