@@ -1,8 +1,8 @@
 """numba, with a disk cache that notices when an imported file has changed: ``from vla_models.kernels import numba``.
 
-numba keeps compiled kernels on disk and compiles anew when the kernel's own file changes. It does not look at the files that this
-one imports, although their kernels and constants are compiled into it: after an update, a kernel would go on computing what an
-old version did. Here a kernel's stamp covers its file and every file of this package that it imports, directly or not.
+numba keeps compiled kernels on disk and compiles anew when the kernel's own file changes. It does not look at the files that
+this one imports, although their kernels and constants are compiled into it: after an update, a kernel would go on computing
+what an old version did. Here a kernel's stamp covers its file and every file of this package that it imports, directly or not.
 """
 
 from __future__ import annotations
