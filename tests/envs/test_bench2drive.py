@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 import vla_models.envs  # noqa: F401  # registers Bench2Drive-v0
 from vla_models.envs.bench2drive import ROUTE_METRICS, Bench2DriveEnv, RouteSpec
-from vla_models.envs.route_views import COMMAND_AHEAD, route_commands
+from vla_models.envs.route_views import COMMAND_AHEAD, KEPT_METRES, Prepared, route_commands
 from vla_models.errors import ConfigError, PlanError, SceneError
 from vla_models.frameworks.episodes import Episodes
 from vla_models.inputs import EGO_FEATURES, VLAInput
@@ -344,6 +344,8 @@ def test_bad_settings_are_named() -> None:
         make(ticks=90)
     with pytest.raises(ConfigError, match="less than 1 s"):
         make(plan_steps=1)
+    with pytest.raises(ConfigError, match="at most 63 poses"):
+        make(plan_steps=64)
     with pytest.raises(SceneError, match="two routes have the id"):
         make(routes=[made()[0], made()[0]])
 
@@ -368,6 +370,16 @@ def test_a_route_that_cannot_be_staged_is_named_or_left_out(tmp_path: Any) -> No
         make(1, routes=file)
     with pytest.raises(SceneError, match=r"no routes\n  left out: .*Town99"):
         make(1, routes=str(file), skip_bad=True)
+
+
+def test_preparations_are_kept_for_the_routes_last_used() -> None:
+    short, long = made()[0], replace(made()[1], points=made()[1].points * [1000.0, 1000.0, 1.0, 1.0])
+    calls = []
+    prepared = Prepared(lambda route: calls.append(route.id), least=1)
+    assert long.length > KEPT_METRES
+    for route in (short, short, made()[2], short, long, long, short):
+        prepared(route)
+    assert calls == [short.id, made()[2].id, long.id, short.id]
 
 
 def test_routes_are_generated_from_a_seed() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ AHEAD: Final = 5.0 * np.arange(1, 11)
 COMMAND_AHEAD: Final = 25
 """Metres ahead from which a junction or a lane change is commanded."""
 
+KEPT_METRES: Final = 20_000.0
+"""Metres of routes whose preparation is kept (``Prepared``)."""
+
+_T = TypeVar("_T")
 _LOOKS: Final[dict[Kind, tuple[str, float]]] = {
     Kind.CAR: ("vehicle", 1.6), Kind.TRUCK: ("vehicle", 3.0), Kind.POLICE: ("vehicle", 1.6), Kind.AMBULANCE: ("vehicle", 2.5),
     Kind.BICYCLE: ("bicycle", 1.7), Kind.WALKER: ("pedestrian", 1.75), Kind.CONE: ("traffic_cone", 0.8),
@@ -87,14 +91,32 @@ def route_commands(route: Route) -> npt.NDArray[np.int64]:
     return commands
 
 
+class Prepared(Generic[_T]):
+    """Something made once a route (by its id) and kept for those last used: ``least`` of them, and more as long as they are no
+    longer than ``KEPT_METRES`` together."""
+
+    def __init__(self, make: Callable[[Route], _T], least: int) -> None:
+        self._make, self._least = make, least
+        self._kept: OrderedDict[str, tuple[float, _T]] = OrderedDict()
+
+    def __call__(self, route: Route) -> _T:
+        """What was made for ``route``."""
+        if route.id not in self._kept:
+            self._kept[route.id] = route.length, self._make(route)
+        self._kept.move_to_end(route.id)
+        while len(self._kept) > self._least and sum(length for length, _ in self._kept.values()) > KEPT_METRES:
+            self._kept.popitem(last=False)
+        return self._kept[route.id][1]
+
+
 class RouteCameras:
-    """Draws what the cameras of N cars see. The parts of towns are prepared once a route and kept for the last few."""
+    """Draws what the cameras of N cars see."""
 
     def __init__(self, specs: Sequence[CameraSpec], keep: int) -> None:
-        """``keep``: routes whose part of the town is kept."""
-        self.specs, self._keep = tuple(specs), keep
+        """``keep``: routes, at least, whose part of the town is kept ready."""
+        self.specs = tuple(specs)
         self._rig: Rig | None = None
-        self._views: OrderedDict[str, tuple[TownView, FloatArray]] = OrderedDict()
+        self._views = Prepared(_view, keep)
 
     def draw(self, world: World, routes: Sequence[Route]) -> dict[str, npt.NDArray[np.uint8]]:
         """camera -> uint8 [N, H, W, 3]; ``routes``: what each environment drives. Lights of junctions that an episode does
@@ -106,7 +128,7 @@ class RouteCameras:
             self._rig = Rig(self.specs)
         frames = []
         for n, route in enumerate(routes):
-            view, lights = self._view(route)
+            view, lights = self._views(route)
             frames.append(view.frame(world.ego[n, :3], _actors(world, n), _light_states(world, n, lights, route.town)))
         for n in sorted(range(len(frames)), key=lambda k: id(frames[k].ground)):  # rows on one tile need it laid out once
             for name, image in self._rig.render(frames[n]).items():
@@ -119,14 +141,11 @@ class RouteCameras:
             self._rig.close()
             self._rig = None
 
-    def _view(self, route: Route) -> tuple[TownView, FloatArray]:
-        if route.id not in self._views:
-            graph, _ = surroundings(load_town(route.town), route.points)
-            self._views[route.id] = TownView(graph), graph.light_pose
-            if len(self._views) > self._keep:
-                self._views.popitem(last=False)
-        self._views.move_to_end(route.id)
-        return self._views[route.id]
+
+def _view(route: Route) -> tuple[TownView, FloatArray]:
+    """A route's part of its town, ready to be drawn, and the poses of the lights there."""
+    graph, _ = surroundings(load_town(route.town), route.points)
+    return TownView(graph), graph.light_pose
 
 
 def _actors(world: World, n: int) -> Actors:
