@@ -219,7 +219,7 @@ class Bench2DriveEnv(VectorEnv):
         running = ~world.done
         if not running.any():
             raise gymnasium.error.ResetNeeded("every episode of Bench2Drive-v0 is over: call reset()")
-        plans = check_plan(np.asarray(actions), what="the plans")
+        plans = check_plan(np.asarray(actions), what="the batch of plans")
         if plans.shape != (self.num_envs, self.plan_steps, 3):
             raise PlanError(
                 f"plans have shape {plans.shape}, expected ({self.num_envs}, {self.plan_steps}, 3): x, y, heading in the ego "
