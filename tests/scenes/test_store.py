@@ -116,20 +116,6 @@ def test_provenance_and_schema_are_kept(store: SceneStore) -> None:
     assert metadata[b"schema"].decode() == SCHEMA_VERSION
 
 
-def test_a_store_without_lanes_is_read(store: SceneStore, tmp_path: Path) -> None:
-    """Schema 1 had no ``agent_path`` columns."""
-    old = tmp_path / "old.arrow"
-    table = pa.ipc.open_file(str(store.path)).read_all()
-    table = table.drop_columns([name for name in table.column_names if name.startswith("agent_path")])
-    table = table.replace_schema_metadata({**table.schema.metadata, b"schema": b"vla_models.scenes/1"})
-    with pa.OSFile(str(old), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    again = SceneStore.open(old)
-    assert again[3].agent_paths is None
-    for k in (0, 7, 19):
-        assert_same(again[k], make_scene(k))
-
-
 def test_pickle_carries_the_path(store: SceneStore) -> None:
     data = pickle.dumps(store[2:5])
     assert len(data) < 2000

@@ -29,7 +29,8 @@ def make_vector_env(config: VLAConfig, part: Literal["train", "heldout"], num_en
     if name not in gymnasium.registry:
         there = ", ".join(kind for kind, known in IDS.items() if known in gymnasium.registry)
         raise ConfigError(f"environment.type: this version of {vla_models.envs.__name__} has no {name}; there is: {there}")
-    options: dict[str, Any] = {"scenes": build_scenes(config, part), "reward": config.reward.model_dump()}
+    reward = config.reward.model_dump(exclude={"invalid"})  # that one is about answers, not about drives
+    options: dict[str, Any] = {"scenes": build_scenes(config, part), "reward": reward}
     if env.type == "navsim":
         options |= {"score_version": env.score_version, "threads": config.training.threads or 1}
         options["reward"]["version"] = env.score_version

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_models.errors import ConfigError, NotImplementedByModel
+from vla_models.errors import ConfigError, NotImplementedByModel, VLAModelsError
 from vla_models.frameworks.observations import ObservationLayout, Packed
 from vla_models.frameworks.records import RecordLayout, unpack
 from vla_models.frameworks.rlinf.compat import find
@@ -156,6 +156,11 @@ class RLinfPolicy(nn.Module, BasePolicy):
         if do_sample:
             options |= {"temperature": float(temperature), "top_p": float(top_p), "generator": self._random()}
         prediction = self.model.predict(inputs, deterministic=not do_sample, num_samples=group, **options)
+        if prediction.valid is not None and not prediction.valid.all():
+            raise VLAModelsError(
+                f"{int((~prediction.valid).sum())} of {rows} answers of {type(self.model).__name__} are no plans, and this "
+                "adapter cannot leave them out; let the model write action tokens, or train it with framework: local"
+            )
         plans = torch.from_numpy(np.ascontiguousarray(prediction.waypoints)).reshape(rows, 1, self.action_dim)
         if not do_sample:
             return plans, {"prev_logprobs": None, "prev_values": None, "forward_inputs": {}}
