@@ -14,6 +14,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import vla_models.envs  # noqa: F401  # registers Bench2Drive-v0
+from vla_models.envs import bench2drive
 from vla_models.envs.bench2drive import ROUTE_METRICS, Bench2DriveEnv, RouteSpec
 from vla_models.envs.route_views import COMMAND_AHEAD, KEPT_METRES, Prepared, route_commands
 from vla_models.errors import ConfigError, PlanError, SceneError
@@ -388,3 +389,23 @@ def test_routes_are_generated_from_a_seed() -> None:
     assert [route.theme for route in env.routes] == [TYPES[0], TYPES[1], TYPES[0]]
     assert env.tokens == make(1, routes=spec).tokens
     assert env.tokens != make(1, routes=replace(spec, seed=5)).tokens
+
+
+def test_generated_routes_can_all_be_staged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw that cannot be staged is replaced by another of its type."""
+    spec = RouteSpec(types=TYPES[:2], towns=("Town03",), count=4, seed=4)
+    tokens = make(1, routes=spec).tokens
+    real = bench2drive.stage
+
+    def fussy(route: Route, *args: Any, **options: Any) -> Any:
+        if route.id in tokens[1:3]:
+            raise SceneError("not here")
+        return real(route, *args, **options)
+
+    monkeypatch.setattr(bench2drive, "stage", fussy)
+    env = make(1, routes=spec)
+    assert [a == b for a, b in zip(env.tokens, tokens, strict=True)] == [True, False, False, True]
+    assert [route.theme for route in env.routes] == [TYPES[0], TYPES[1], TYPES[0], TYPES[1]]
+    monkeypatch.setattr(bench2drive, "stage", lambda *_, **__: fussy(replace(made()[0], id=tokens[1])))
+    with pytest.raises(SceneError, match="not here"):
+        make(1, routes=spec)

@@ -40,12 +40,16 @@ from vla_models.simulation.world import EpisodeRecord, Snapshot, World
 ROUTE_METRICS: Final = ("driving_score", "route_completion", "infraction_penalty", "success")
 """Metrics of a row as it stands: 0 to 100, 0 to 100, 0 to 1, 0 or 1."""
 
+_DRAWS: Final = 20
+"""Routes of a type that are drawn, at most, until one can be staged."""
+
 
 @dataclass(frozen=True)
 class RouteSpec:
     """Routes that are generated: ``count`` of them go through ``types`` in turn, each in a town that has a place for its type.
 
-    Raises ``SceneError`` when they are generated, for an unknown town or type or one that has no place.
+    Each is staged once as it is made (about 0.05 s). Raises ``SceneError`` then, for an unknown town or type or one that has no
+    place.
     """
 
     types: tuple[str, ...] = BENCH2DRIVE_TYPES
@@ -135,7 +139,11 @@ class Bench2DriveEnv(VectorEnv):
         self.plan_steps, self.plan_dt, self.ticks, self.max_ticks = plan_steps, plan_dt, ticks, max_ticks
         self.controller, self.vehicles, self.traffic_seed = controller, vehicles, traffic_seed
         self._episodes = Prepared(self._stage, num_envs)
-        self.routes, skipped = _load(routes, skip_bad)
+        skipped: tuple[str, ...] = ()
+        if routes is None or isinstance(routes, RouteSpec):
+            self.routes = self._generate(routes or RouteSpec())
+        else:
+            self.routes, skipped = _load(routes, skip_bad)
         if skip_bad:
             self.routes, unstaged = self._stageable()
             skipped = (*skipped, *unstaged)
@@ -332,6 +340,22 @@ class Bench2DriveEnv(VectorEnv):
             named = str(error) if route.id in str(error) else f"route {route.id} ({route.town}): {error}"
             raise SceneError(f"{named}; skip_bad=True leaves such routes out") from None
 
+    def _generate(self, spec: RouteSpec) -> tuple[Route, ...]:
+        """The routes of ``spec``; one that cannot be staged is replaced by another draw of its type."""
+        routes = generate_routes(spec.types, spec.count, spec.seed, spec.towns)
+        for i, route in enumerate(routes):
+            draws = np.random.default_rng([spec.seed, i])
+            for left in reversed(range(_DRAWS)):
+                try:
+                    self._episodes(routes[i])
+                    break
+                except SceneError:
+                    if left == 0:
+                        raise
+                    seed = int(draws.integers(2**31))
+                    (routes[i],) = generate_routes((route.theme,), 1, seed, spec.towns)
+        return tuple(routes)
+
     def _stageable(self) -> tuple[tuple[Route, ...], tuple[str, ...]]:
         """The routes that can be staged, and why the others cannot."""
         good, bad = list[Route](), list[str]()
@@ -373,12 +397,9 @@ class Bench2DriveEnv(VectorEnv):
         return indices
 
 
-def _load(routes: Sequence[Route] | str | Path | RouteSpec | None, skip_bad: bool) -> tuple[tuple[Route, ...], tuple[str, ...]]:
+def _load(routes: Sequence[Route] | str | Path, skip_bad: bool) -> tuple[tuple[Route, ...], tuple[str, ...]]:
     """The routes, and those that were left out."""
     if isinstance(routes, str | Path):
         found = read_routes(routes, skip_bad=skip_bad)
         return found.routes, found.skipped
-    if routes is None or isinstance(routes, RouteSpec):
-        spec = routes or RouteSpec()
-        return tuple(generate_routes(spec.types, spec.count, spec.seed, spec.towns)), ()
     return tuple(routes), ()
