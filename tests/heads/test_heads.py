@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ HEADS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def codebook_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TrajectoryCodebook(some_plans(40, 5)[0]).save(tmp_path_factory.mktemp("codebook") / "plans.npz")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """How many threads share a sum decides how it rounds; without this, which tests ran before would."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=HEADS)
