@@ -14,7 +14,7 @@ from vla_models.scenes.bench2drive.routes import Route, local
 from vla_models.scenes.planner import RoadOption
 from vla_models.scenes.towns import load_town
 
-REAL = Path(__file__).parents[4].parent / "shared" / "data" / "routes"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "routes"
 
 
 @pytest.fixture(scope="module")
