@@ -42,6 +42,14 @@ DEFAULT_SPEC = VLASpec()
 """The spec of a class that sets none: five waypoints, 0.5 s apart, one front camera, no distribution."""
 
 
+def as_batch(inputs: VLAInput | Sequence[VLAInput], num_samples: int) -> list[VLAInput]:
+    """What ``predict`` was given, as a list; VLAModelsError if nothing is to be predicted."""
+    batch = [inputs] if isinstance(inputs, VLAInput) else list(inputs)
+    if not batch or num_samples < 1:
+        raise VLAModelsError(f"nothing to predict: {len(batch)} inputs × {num_samples} samples")
+    return batch
+
+
 class VLAInterface(torch.nn.Module):
     """A vision-language-action model.
 
@@ -316,9 +324,7 @@ class VLAForDriving(VLAInterface):
             options.setdefault("num_waypoints", self.spec.horizon)
         self._check_options(options)
         single = isinstance(inputs, VLAInput)
-        batch: list[VLAInput] = [inputs] if isinstance(inputs, VLAInput) else list(inputs)
-        if not batch or num_samples < 1:
-            raise VLAModelsError(f"nothing to predict: {len(batch)} inputs × {num_samples} samples")
+        batch = as_batch(inputs, num_samples)
         plans = []
         with torch.no_grad():
             for given in batch:

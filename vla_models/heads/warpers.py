@@ -12,10 +12,18 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from vla_models.errors import VLAModelsError
+
 TEXT: Final = 1
 """In a record's ``segment`` int8 [B, L]: a token of reasoning text (0 is padding) …"""
 ACTION: Final = 2
 """… or of the plan."""
+
+
+def check_warpers(temperature: float, top_p: float) -> None:
+    """VLAModelsError unless one can sample at ``temperature`` from the nucleus ``top_p``."""
+    if temperature <= 0.0 or not 0.0 < top_p <= 1.0:
+        raise VLAModelsError(f"temperature must be above 0 and top_p in (0, 1], not {temperature} and {top_p}")
 
 
 def nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor, sizes: Sequence[int]) -> Tensor:

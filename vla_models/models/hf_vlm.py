@@ -21,8 +21,8 @@ from vla_models.heads import make_head, plan_horizon
 from vla_models.heads.base import PlanHead, ValueHead
 from vla_models.heads.build import codebook_argument
 from vla_models.heads.codebook import Codebook
-from vla_models.heads.warpers import ACTION, TEXT, counted
-from vla_models.interface import VLAForDriving, VLAInput, VLAOutput, VLAPrediction, VLASpec, check_plan
+from vla_models.heads.warpers import ACTION, TEXT, check_warpers, counted
+from vla_models.interface import VLAForDriving, VLAInput, VLAOutput, VLAPrediction, VLASpec, as_batch, check_plan
 from vla_models.lora import add_lora, lora_options, merge_lora
 from vla_models.model_registry import register_vla_model
 from vla_models.models.vlm.answers import Answers, add_tokens, plan_codebook
@@ -215,12 +215,9 @@ class HFVLM(VLAForDriving):
         """
         if kwargs:
             raise VLAModelsError(f"hf_vlm.predict does not take {', '.join(sorted(kwargs))}")
-        if temperature <= 0.0 or not 0.0 < top_p <= 1.0:
-            raise VLAModelsError(f"temperature must be above 0 and top_p in (0, 1], not {temperature} and {top_p}")
+        check_warpers(temperature, top_p)
         single = isinstance(inputs, VLAInput)
-        batch = [inputs] if isinstance(inputs, VLAInput) else list(inputs)
-        if not batch or num_samples < 1:
-            raise VLAModelsError(f"nothing to predict: {len(batch)} inputs × {num_samples} samples")
+        batch = as_batch(inputs, num_samples)
         record = {name: part.repeat_interleave(num_samples, dim=0) for name, part in self._encode(batch).items()}
         record["temperature"] = torch.full_like(record["speed"], temperature)
         record["top_p"] = torch.full_like(record["speed"], top_p)

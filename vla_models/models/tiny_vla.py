@@ -17,7 +17,8 @@ from vla_models.heads.base import Decision, PlanHead, ValueHead, check_finite
 from vla_models.heads.build import codebook_argument, head_options, make_codebook, make_head, plan_horizon
 from vla_models.heads.codebook import StepCodebook
 from vla_models.heads.tokens import TokenHead, TokenPlanHead, token_record
-from vla_models.interface import EGO_FEATURES, VLAInput, VLAOutput, VLAPrediction, VLASpec, check_plan
+from vla_models.heads.warpers import check_warpers
+from vla_models.interface import EGO_FEATURES, VLAInput, VLAOutput, VLAPrediction, VLASpec, as_batch, check_plan
 from vla_models.model_registry import register_vla_model
 from vla_models.models.byte_text import WIDTH, ByteText
 from vla_models.models.frozen import SENTENCE, FrozenImages, FrozenSentences, check_encoders
@@ -203,12 +204,9 @@ class TinyVLA(TinyPrompt):
         ``max_new_tokens`` changes nothing."""
         if kwargs:
             raise VLAModelsError(f"tiny_vla.predict does not take {', '.join(sorted(kwargs))}")
-        if temperature <= 0.0 or not 0.0 < top_p <= 1.0:
-            raise VLAModelsError(f"temperature must be above 0 and top_p in (0, 1], not {temperature} and {top_p}")
+        check_warpers(temperature, top_p)
         single = isinstance(inputs, VLAInput)
-        batch = [inputs] if isinstance(inputs, VLAInput) else list(inputs)
-        if not batch or num_samples < 1:
-            raise VLAModelsError(f"nothing to predict: {len(batch)} inputs × {num_samples} samples")
+        batch = as_batch(inputs, num_samples)
         prompt = self._encode_inputs(batch)
         prefix = self._prefix(prompt)
         rows = len(batch) * num_samples
