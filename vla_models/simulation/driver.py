@@ -1,0 +1,380 @@
+"""A careful driver on rules and foresight: keeps to the route, stops at lights and signs, and does only what meets nobody.
+
+Each decision, candidates are tried from the most willing to the most careful: drive on, drive slower, move aside, wait further
+back. The first one on which the next ten seconds (``foresight``) meet nobody is the plan. Who has waited long accepts less
+room. There is no memory: the same state of the world gives the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from vla_models.kernels import numba
+from vla_models.simulation.agents import meets
+from vla_models.simulation.foresight import HARD, NOSE, STEP, STEPS, contact, expect, roll
+from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, HEADING, LEFT, OPPOSITE, RIGHT, X, Y
+from vla_models.simulation.tables import (
+    AD,
+    AH,
+    AV,
+    AX,
+    AY,
+    E_AWAKE,
+    E_H,
+    E_PROGRESS,
+    E_SLOW_SINCE,
+    E_STOP,
+    E_STOPPED,
+    E_TICK,
+    E_V,
+    E_X,
+    E_Y,
+    EMERGENCY,
+    GREEN,
+    KIND,
+    LEAVE_AFTER,
+    LENGTH,
+    PATH,
+    PRESENT,
+    SEES,
+    SINCE,
+    SOLID,
+    TICK,
+    WIDTH,
+    YELLOW,
+    YIELDS,
+    Kind,
+)
+from vla_models.simulation.vehicle import REAR_TO_CENTER
+from vla_models.simulation.vehicle import WIDTH as EGO_WIDTH
+
+CLEARANCE: Final = 0.5
+"""Metres between the ego and what it passes."""
+SIGHT: Final = 70.0
+"""Metres ahead in which the driver looks for obstacles."""
+WAIT_BEFORE: Final = 8.0
+"""Metres before an obstacle at which one waits: far enough to pull out again."""
+ACCEL: Final = 2.4
+HASTY: Final = 3.3
+"""m/s² of pulling away where there is no time to lose."""
+SOON: Final = 0.6
+"""Seconds from now of the speed that a plan of one speed has."""
+WIDE: Final = 10.0
+"""m²: how far the PID drives wide of a plan of bend 1/m (its gains need an aim that lies so far inside)."""
+MOST_LEAN: Final = 1.5
+LEAN_AHEAD: Final = 1
+LINE: Final = 0.3
+"""Metres before a stop line at which the nose shall stand."""
+SIGN_REACH: Final = 5.0
+"""Metres between the car's middle and a stop sign's line within which one has stopped at it."""
+PATIENCE: Final = 25.0
+"""Seconds of standing after which a driver takes every gap that is one."""
+_BACK: Final = (2.5, 1.5, 4.0, 6.0, 9.0, 13.0, 18.0)
+"""Metres before the place of a contact at which one may wait, best first …"""
+_RUNNING_START: Final = (6.0, 4.5, 8.0, 3.0, 11.0, 2.0, 15.0)
+"""… and before those who do not brake: far enough for a running start into a gap."""
+_WALKER, _BICYCLE = float(Kind.WALKER), float(Kind.BICYCLE)
+_NEVER = 1e9
+
+
+@numba.njit(cache=True)
+def in_the_way(me):  # type: ignore[no-untyped-def]
+    """Whether an actor is one to drive around: it stands for good, or is a bicycle that crawls along the lane."""
+    if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or me[KIND] == _WALKER or me[LEAVE_AFTER] < 1e9:
+        return False
+    return me[PATH] < 0.0 or me[SINCE] > 1e17 or (me[KIND] == _BICYCLE and me[SEES] > 0.0 and me[AV] < 5.0)
+
+
+@numba.njit(cache=True)
+def blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-untyped-def]
+    """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead -> first
+    and last metre, and how far to the left and to the right it reaches."""
+    s = env[E_PROGRESS]
+    lo, hi = int(s), min(int(s + until), len(route) - 1)
+    first, last, left, right = _NEVER, -_NEVER, -_NEVER, _NEVER
+    for a in range(1, int(env[E_AWAKE])):
+        me = actors[awake[a]]
+        if not in_the_way(me):
+            continue
+        at, along, _ = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        if at < 0.0 or at + along < s - 3.0:
+            continue
+        k = min(int(at), len(route) - 1)
+        side = -math.sin(route[k, HEADING]) * (me[AX] - route[k, X]) + math.cos(route[k, HEADING]) * (me[AY] - route[k, Y])
+        turn = me[AH] - route[k, HEADING]
+        across = 0.5 * (abs(math.sin(turn)) * me[LENGTH] + abs(math.cos(turn)) * me[WIDTH])
+        first, last = min(first, at - along), max(last, at + along + (6.0 if me[AV] > 0.0 else 0.0))
+        left, right = max(left, side + across), min(right, side - across)
+    return first, last, left, right
+
+
+@numba.njit(cache=True)
+def leader(env, actors, awake, route, d, offset, base, passing):  # type: ignore[no-untyped-def]
+    """(gap, speed) of what drives or stands ahead while the ego goes from ``d`` metres beside the route over ``offset`` to
+    ``base``. Of what one drives around, only what stands at ``base`` counts, and nothing while ``passing``."""
+    s, half = env[E_PROGRESS], 0.5 * EGO_WIDTH + 0.25
+    lo = min(max(int(s), 0), len(route) - 1)
+    hi = min(int(s + 20.0 + 5.0 * env[E_V]), len(route) - 1)
+    gap, ahead = _NEVER, 0.0
+    for a in range(1, int(env[E_AWAKE])):
+        me = actors[awake[a]]
+        if me[PRESENT] == 0.0 or me[SOLID] == 0.0 or (passing and in_the_way(me)):
+            continue
+        low, high = min(offset, base) - half, max(offset, base) + half
+        if not in_the_way(me):
+            low, high = min(low, d - half), max(high, d + half)
+        at, along, h = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        if at < s + 0.5:
+            continue
+        with_me = math.cos(me[AH] - h)
+        if me[AV] > 0.3 and (with_me < 0.5 or me[KIND] == _WALKER):
+            continue  # crosses or comes: foresight's business
+        free = at - along - s - (NOSE - REAR_TO_CENTER)
+        if free < gap:
+            gap, ahead = free, max(me[AV] * with_me, 0.0)
+    return gap, ahead
+
+
+@numba.njit(cache=True)
+def stop_line(env, stops, lights):  # type: ignore[no-untyped-def]
+    """Metre of the route at which the nose has to stop for a light or a sign (1e9: nowhere)."""
+    s, v = env[E_PROGRESS], env[E_V]
+    halt = _NEVER
+    for q in range(len(stops)):
+        at = stops[q, 0] - s
+        free = at - (NOSE - REAR_TO_CENTER) - LINE
+        if stops[q, 1] >= 0.0:
+            state = lights[int(stops[q, 1])]
+            if state == GREEN or free < -1.5 or free < v * v / (2.0 * (3.0 if state == YELLOW else HARD)) - 0.7:
+                continue  # free to go, or too late to stop
+        else:
+            stopped = env[E_STOP] == stops[q, 2] and env[E_STOPPED] > 0.0
+            if stopped or at < -1.0 or (v < 0.1 and at < SIGN_REACH) or at > 90.0:
+                continue
+        halt = min(halt, stops[q, 0] - LINE)
+    return halt
+
+
+@numba.njit(cache=True)
+def who_gives_way(actors, awake, cross, s, patience, brakes):  # type: ignore[no-untyped-def]
+    """Fill ``brakes`` [A]: m/s² with which each of the others may be expected to let the ego go first (0: not at all). Those
+    with the lower rank at a crossing give way; who has waited long counts on everybody who sees him."""
+    for a in range(1, len(brakes)):
+        me = actors[awake[a]]
+        brakes[a] = 3.0 * (1.0 - patience) if me[SEES] > 0.0 and me[EMERGENCY] == 0.0 else 0.0
+        if me[YIELDS] == 0.0:
+            continue
+        for e in range(len(cross)):
+            if cross[e, 0] == me[PATH] and cross[e, 1] > s and cross[e, 3] > cross[e, 4]:
+                brakes[a] = max(brakes[a], 2.5)
+
+
+@numba.njit(cache=True)
+def make_way(env, actors, awake, route, d):  # type: ignore[no-untyped-def]
+    """(offset, speed) with which an emergency vehicle behind is let past; (0, inf) where there is none."""
+    k = min(int(env[E_PROGRESS]), len(route) - 1)
+    x, y = env[E_X], env[E_Y]
+    for a in range(1, int(env[E_AWAKE])):
+        other = actors[awake[a]]
+        if other[EMERGENCY] == 0.0 or other[PRESENT] == 0.0:
+            continue
+        c, sn = math.cos(other[AH]), math.sin(other[AH])
+        along = c * (x - other[AX]) + sn * (y - other[AY]) + REAR_TO_CENTER
+        if not -12.0 < along < 60.0:
+            continue
+        speed = _NEVER
+        if route[k, RIGHT] > 0.0:
+            offset = -route[k, RIGHT]
+        elif route[k, LEFT] > 0.0:
+            offset = route[k, LEFT]
+        else:
+            offset, speed = -route[k, EDGE_RIGHT] + 0.3, 4.0
+        if abs(d - offset) < 1.0:
+            speed = min(speed, max(other[AV] - 3.0, 3.0))
+        return offset, speed
+    return 0.0, _NEVER
+
+
+@numba.njit(cache=True)
+def _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice):  # type: ignore[no-untyped-def]
+    """Roll out ``move`` [10], the arguments of ``roll`` from ``offset`` on, and keep it in ``choice`` where it is the best so
+    far, which is the one that meets somebody latest (``choice[10]``). -> the first contact."""
+    roll(
+        env, route, move[0], move[1], move[2], move[3], move[4], move[5], move[6], move[7], move[8], move[9], STEP, rolled
+    )  # fmt: skip
+    at, who = contact(env, actors, awake, places, rolled, brakes, patience)
+    if at > choice[10]:
+        choice[:10], choice[10] = move, at
+    return at, who
+
+
+@numba.njit(cache=True)
+def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[no-untyped-def]
+    """Fill ``options`` [4, 5] (offset, begin, until, base, metre to wait at or 1e9) with what may be done sideways -> (how
+    many, the metre at which one waits for a way past an obstacle, or 1e9)."""
+    s, v, end = env[E_PROGRESS], env[E_V], len(route) - 1
+    k = min(int(s), end)
+    half = 0.5 * EGO_WIDTH + CLEARANCE
+    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, SIGHT)
+    if last < first:
+        options[0] = base, -_NEVER, _NEVER, base, 0.0
+        later = min(k + 40, end)
+        for column, side in ((LEFT, 1.0), (RIGHT, -1.0)):  # in the next lane, the one that the route has left: stay
+            if side * d > 1.5 and route[k, column] > 0.0 and route[later, column] > 0.0:
+                stay = side * route[k, column]
+                options[1] = stay, -_NEVER, _NEVER, stay, 0.0
+                return 2, _NEVER
+        return 1, _NEVER
+    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, last - s + 12.0)
+    at = min(int(max(first, s)), end)
+    room = first - nose
+    n = 0
+    for side in (1.0, -1.0):
+        if room < 1.0 and side * d < -1.0:
+            continue  # beside it already, on the other side
+        offset = left + half if side > 0.0 else right - half
+        edge = route[at, EDGE_LEFT] if side > 0.0 else route[at, EDGE_RIGHT]
+        if side * offset + 0.5 * EGO_WIDTH > edge + 0.2 and room > 1.0:
+            foreign = side > 0.0 and 0.0 < offset < route[at, OPPOSITE] + 1.0
+            if not foreign or room > max(18.0, 2.6 * v + 8.0):
+                continue  # no room, or too early to use the oncoming lane
+        narrow = 0.5 * EGO_WIDTH + 0.3
+        begin, until, _, _ = blockers(env, actors, awake, route, offset - narrow, offset + narrow, last - s + 5.0)
+        if begin > until:
+            options[n] = offset, first - max(14.0, 2.6 * v + 4.0), last + 1.5, base, first
+            n += 1
+    wait = first - WAIT_BEFORE if room > WAIT_BEFORE else max(nose, first - 1.5)
+    return n, wait
+
+
+@numba.njit(cache=True)
+def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # type: ignore[no-untyped-def]
+    """Fill ``choice`` [11] with the arguments of ``roll`` from ``offset`` to
+    ``ahead``. The tables are those of the ego's own path."""
+    s, v = env[E_PROGRESS], env[E_V]
+    k, d = min(int(s), len(route) - 1), actors[0, AD]
+    nose = s + NOSE - REAR_TO_CENTER
+    patience = max(0.0, 1.0 - (env[E_TICK] - env[E_SLOW_SINCE]) * TICK / PATIENCE)
+    if 0.1 < v < 6.0:
+        patience = 0.4  # once off, one goes on
+    brakes = np.zeros(int(env[E_AWAKE]))
+    who_gives_way(actors, awake, cross, s, patience, brakes)
+    line = stop_line(env, stops, lights)
+    base, slow = make_way(env, actors, awake, route, d)
+    if abs(d) > route[k, HALF_WIDTH] + 0.5 and base == 0.0 and route[k, LEFT] == 0.0 == route[k, RIGHT]:
+        slow = 3.0  # out of a parking place, or back from an overtaking
+    options, move, rolled = np.empty((4, 5)), np.empty(10), np.empty((STEPS, 6))
+    count, wait = _aside(env, actors, awake, route, d, base, nose, options)
+    fast = max(v, min(route[min(k + 5, len(route) - 1), CAP], 8.0))
+    choice[10] = -1.0
+    met_at, met = _NEVER, -1
+    for o in range(count):
+        move[:4] = options[o, :4]
+        past = options[o, 4] > 0.0
+        move[8], move[9] = leader(env, actors, awake, route, d, move[0], move[3], past)
+        move[7] = line
+        for gear in range(6):
+            move[4], move[5], move[6] = slow, ACCEL, 1.0
+            if gear == 1:
+                if patience > 0.8:
+                    continue
+                move[5], move[6] = HASTY, 1.25
+            elif gear > 1:
+                move[4] = min(slow, fast * (1.0 - 0.2 * (gear - 1)))
+            if past and options[o, 4] - nose < 14.0:
+                move[4] = min(move[4], 8.0)
+            at, who = _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice)
+            if who < 0:
+                return
+            if met < 0:
+                met_at, met = rolled[at, 5] + NOSE, who
+                if not past and math.cos(actors[awake[who], AH] - rolled[at, 2]) < -0.5:  # somebody comes: keep to the side
+                    far = 0.5 * EGO_WIDTH + 0.1 - route[k, EDGE_RIGHT]
+                    for part in (0.5, 1.0):
+                        move[0] = move[3] = part * far
+                        _, who = _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice)
+                        if who < 0:
+                            return
+                    move[0] = move[3] = base
+    # wait: before the obstacle, at the stop line, or before the place of the contact, the nearer the better
+    move[:4] = base, -_NEVER, _NEVER, base
+    move[4], move[5], move[6] = slow, ACCEL, 1.0
+    move[8], move[9] = leader(env, actors, awake, route, d, base, base, False)
+    reckless = met >= 0 and actors[awake[met], SEES] == 0.0 and actors[awake[met], AV] > 3.0
+    soonest = nose + v * v / (2.0 * HARD)
+    for place in range(-3, 7):
+        if place == -3:
+            halt = wait
+        elif place == -2:
+            halt = _line_before(stops, min(met_at, wait))
+        elif place == 0:
+            halt = soonest
+        else:
+            back = max(place, 0)
+            halt = min(met_at, wait) - (_RUNNING_START[back] if reckless else _BACK[back])
+        if place != 0 and (halt < soonest - 0.3 or halt > _NEVER - 100.0):
+            continue
+        move[7] = min(line, halt)
+        _, who = _weigh(env, actors, awake, route, places, rolled, brakes, 1.0, move, choice)
+        if who < 0:
+            return
+
+
+@numba.njit(cache=True)
+def _line_before(stops, at):  # type: ignore[no-untyped-def]
+    """Metre at which the nose stands at the last stop line within 12 m before the metre ``at`` (1e9: there is none)."""
+    found = _NEVER
+    for q in range(len(stops)):
+        if at - 12.0 < stops[q, 0] < at:
+            found = stops[q, 0] - LINE
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def drive_carefully(t, dt, mean, plans):  # type: ignore[no-untyped-def]
+    """Fill plans [N, T, 3] (ego frame, ``dt`` apart) of the careful driver for every environment. ``mean``: the controller
+    drives at the mean speed of a plan (Bench2Drive's PID), so that a plan has one speed: the one wanted ``SOON``."""
+    choice, soon = np.empty(11), np.empty((1, 6))
+    out = np.empty((plans.shape[1], 6))
+    for n in range(len(t.env)):
+        env, awake, lights = t.env[n], t.awake[n], t.lights[n]
+        route = t.points[n, : t.path_offsets[n, 1]]
+        stops, cross = t.stops[n, : t.stop_offsets[n, 1]], t.cross[n, : t.cross_offsets[n, 1]]
+        places = np.empty((int(env[E_AWAKE]), STEPS + 1, 3))
+        expect(env, t.actors[n], awake, t.points[n], t.path_offsets[n], places)
+        decide(env, t.actors[n], awake, route, stops, lights, cross, places, choice)
+        c = choice
+        if mean:
+            roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SOON, soon)
+            c[4], c[5], c[7], c[8] = soon[0, 3], HASTY, _NEVER, _NEVER
+        roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], dt, out)
+        if mean:
+            _lean(route, out)
+        into_frame(env, out, plans[n])
+
+
+@numba.njit(cache=True)
+def _lean(route, rolled):  # type: ignore[no-untyped-def]
+    """Move poses of ``roll`` towards the inside of bends, by as much as the PID drives wide of a plan."""
+    last = len(route) - 1
+    for k in range(len(rolled)):
+        at = int(rolled[k, 5]) + LEAN_AHEAD
+        a, b = min(max(at - 3, 0), last), min(max(at + 3, 0), last)
+        bend = (route[b, HEADING] - route[a, HEADING]) / max(b - a, 1)
+        aside = min(max(WIDE * bend, -MOST_LEAN), MOST_LEAN)
+        rolled[k, 0] -= aside * math.sin(rolled[k, 2])
+        rolled[k, 1] += aside * math.cos(rolled[k, 2])
+
+
+@numba.njit(cache=True)
+def into_frame(env, rolled, plan):  # type: ignore[no-untyped-def]
+    """Fill a plan [T, 3] in the ego's frame with poses of ``roll``."""
+    c, s = math.cos(env[E_H]), math.sin(env[E_H])
+    for k in range(len(plan)):
+        dx, dy = rolled[k, 0] - env[E_X], rolled[k, 1] - env[E_Y]
+        plan[k, 0], plan[k, 1] = c * dx + s * dy, -s * dx + c * dy
+        turned = rolled[k, 2] - env[E_H]
+        plan[k, 2] = math.atan2(math.sin(turned), math.cos(turned))
