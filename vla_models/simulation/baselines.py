@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_models.kernels import numba
 from vla_models.simulation.driver import ACCEL, drive_carefully, into_frame
-from vla_models.simulation.foresight import roll
+from vla_models.simulation.foresight import SLOPE, roll
 from vla_models.simulation.tables import FloatArray
 from vla_models.simulation.world import World
 
@@ -48,5 +48,5 @@ def _follow(t, speed, dt, plans):  # type: ignore[no-untyped-def]
     out = np.empty((plans.shape[1], 6))
     for n in range(len(t.env)):
         route = t.points[n, : t.path_offsets[n, 1]]
-        roll(t.env[n], route, 0.0, -_FAR, _FAR, 0.0, speed, ACCEL, 1.0, _FAR, _FAR, 0.0, dt, out)
+        roll(t.env[n], route, 0.0, -_FAR, _FAR, 0.0, speed, ACCEL, 1.0, _FAR, _FAR, 0.0, SLOPE, dt, out)
         into_frame(t.env[n], out, plans[n])

@@ -107,6 +107,8 @@ SPAWN_NEAR, SPAWN_FAR, TOO_FAR = 45.0, 130.0, 160.0
 """Metres from the ego within which the background traffic enters, and beyond which it leaves."""
 CALM: Final = 12.0
 """Metres from the ego at which traffic enters standing; further away it is as fast as it can still stop."""
+IN_SIGHT: Final = 25.0
+"""Metres from the ego within which moving traffic is not taken out of a scenario's place."""
 STANDOFF: Final = 20.0
 STANDOFF_REACH: Final = 10.0
 """Metres between the middles of the ego and of one who stands in its way."""
@@ -303,8 +305,8 @@ def step_traffic(env, actors, scenarios, traffic, points, offsets, ego_x, ego_y,
         if me[BACKGROUND] == 0.0:
             continue
         if me[PHASE] == MOVING:
-            far = (me[AX] - ego_x) ** 2 + (me[AY] - ego_y) ** 2 > TOO_FAR * TOO_FAR
-            if far or (me[AV] < 3.0 and _quiet(scenarios, scripts, progress, me[AX], me[AY])):
+            away = math.hypot(me[AX] - ego_x, me[AY] - ego_y)
+            if away > TOO_FAR or ((away > IN_SIGHT or me[AV] < 3.0) and _quiet(scenarios, scripts, progress, me[AX], me[AY])):
                 me[PHASE], me[PRESENT] = GONE, 0.0
             continue
         for _ in range(4):

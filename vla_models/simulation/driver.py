@@ -12,10 +12,11 @@ from typing import Final
 
 import numpy as np
 
+from vla_models.control import BRAKE_RATIO
 from vla_models.kernels import numba
 from vla_models.simulation.agents import meets
-from vla_models.simulation.foresight import HARD, NOSE, STEP, STEPS, contact, expect, roll
-from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, HEADING, LEFT, OPPOSITE, RIGHT, X, Y
+from vla_models.simulation.foresight import HARD, NOSE, SLOPE, STEP, STEPS, contact, expect, roll
+from vla_models.simulation.roads import CAP, EDGE_LEFT, EDGE_RIGHT, HALF_WIDTH, HEADING, JUNCTION, LEFT, OPPOSITE, RIGHT, X, Y
 from vla_models.simulation.tables import (
     AD,
     AH,
@@ -64,8 +65,13 @@ SOON: Final = 0.6
 """Seconds from now of the speed that a plan of one speed has."""
 WIDE: Final = 10.0
 """m²: how far the PID drives wide of a plan of bend 1/m (its gains need an aim that lies so far inside)."""
+BOLD: Final = 2.0
+"""How much steeper than meant a plan goes aside for the PID."""
 MOST_LEAN: Final = 1.5
 LEAN_AHEAD: Final = 1
+PEOPLE_AHEAD: Final = 22.0
+PEOPLE_SPEED: Final = 5.0
+"""m/s past people who stand at the roadside, from so many metres before them on."""
 LINE: Final = 0.3
 """Metres before a stop line at which the nose shall stand."""
 SIGN_REACH: Final = 5.0
@@ -199,16 +205,32 @@ def make_way(env, actors, awake, route, d):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice):  # type: ignore[no-untyped-def]
-    """Roll out ``move`` [10], the arguments of ``roll`` from ``offset`` on, and keep it in ``choice`` where it is the best so
-    far, which is the one that meets somebody latest (``choice[10]``). -> the first contact."""
-    roll(
-        env, route, move[0], move[1], move[2], move[3], move[4], move[5], move[6], move[7], move[8], move[9], STEP, rolled
-    )  # fmt: skip
+def _weigh(env, actors, awake, route, places, rolled, brakes, patience, m, choice):  # type: ignore[no-untyped-def]
+    """Roll out ``m`` [10], the arguments of ``roll`` from ``offset`` on, and keep it in ``choice`` where it is the best so far:
+    the one that meets nobody, else the slowest then, else the latest (``choice[10]``). -> the first contact."""
+    roll(env, route, m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], SLOPE, STEP, rolled)
     at, who = contact(env, actors, awake, places, rolled, brakes, patience)
-    if at > choice[10]:
-        choice[:10], choice[10] = move, at
+    worth = 1.0 if who < 0 else 0.01 * at / STEPS - rolled[at, 3]
+    if worth > choice[10]:
+        choice[:10], choice[10] = m, worth
     return at, who
+
+
+@numba.njit(cache=True)
+def _people(env, actors, awake, route):  # type: ignore[no-untyped-def]
+    """Speed with which one passes people who stand at the roadside and face the road; inf where there are none."""
+    s = env[E_PROGRESS]
+    lo = min(int(s), len(route) - 1)
+    hi = min(int(s + PEOPLE_AHEAD), len(route) - 1)
+    for a in range(1, int(env[E_AWAKE])):
+        me = actors[awake[a]]
+        if me[PRESENT] == 0.0 or me[AV] > 0.1 or me[PATH] < 0.0 or (me[KIND] != _WALKER and me[KIND] != _BICYCLE):
+            continue
+        wide = max(route[lo, EDGE_LEFT], route[lo, EDGE_RIGHT]) + 4.0
+        at, _, h = meets(route, lo, hi, -wide, wide, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
+        if at > s and abs(math.sin(me[AH] - h)) > 0.7:
+            return PEOPLE_SPEED
+    return _NEVER
 
 
 @numba.njit(cache=True)
@@ -258,18 +280,20 @@ def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # 
     k, d = min(int(s), len(route) - 1), actors[0, AD]
     nose = s + NOSE - REAR_TO_CENTER
     patience = max(0.0, 1.0 - (env[E_TICK] - env[E_SLOW_SINCE]) * TICK / PATIENCE)
-    if 0.1 < v < 6.0:
-        patience = 0.4  # once off, one goes on
+    at_nose = min(int(nose), len(route) - 1)
+    if v > 0.1 and (route[at_nose, JUNCTION] > 0.0 or d > 1.2):
+        patience = 0.0  # once off, one goes on
     brakes = np.zeros(int(env[E_AWAKE]))
     who_gives_way(actors, awake, cross, s, patience, brakes)
     line = stop_line(env, stops, lights)
     base, slow = make_way(env, actors, awake, route, d)
     if abs(d) > route[k, HALF_WIDTH] + 0.5 and base == 0.0 and route[k, LEFT] == 0.0 == route[k, RIGHT]:
         slow = 3.0  # out of a parking place, or back from an overtaking
+    slow = min(slow, _people(env, actors, awake, route))
     options, move, rolled = np.empty((4, 5)), np.empty(10), np.empty((STEPS, 6))
     count, wait = _aside(env, actors, awake, route, d, base, nose, options)
     fast = max(v, min(route[min(k + 5, len(route) - 1), CAP], 8.0))
-    choice[10] = -1.0
+    choice[10] = -_NEVER
     met_at, met = _NEVER, -1
     for o in range(count):
         move[:4] = options[o, :4]
@@ -281,7 +305,7 @@ def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # 
             if gear == 1:
                 if patience > 0.8:
                     continue
-                move[5], move[6] = HASTY, 1.25
+                move[5], move[6] = HASTY, 1.5
             elif gear > 1:
                 move[4] = min(slow, fast * (1.0 - 0.2 * (gear - 1)))
             if past and options[o, 4] - nose < 14.0:
@@ -348,9 +372,10 @@ def drive_carefully(t, dt, mean, plans):  # type: ignore[no-untyped-def]
         decide(env, t.actors[n], awake, route, stops, lights, cross, places, choice)
         c = choice
         if mean:
-            roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SOON, soon)
-            c[4], c[5], c[7], c[8] = soon[0, 3], HASTY, _NEVER, _NEVER
-        roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], dt, out)
+            roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SLOPE, SOON, soon)
+            wanted = soon[0, 3] if soon[0, 3] > env[E_V] - 0.2 else soon[0, 3] / BRAKE_RATIO
+            c[4], c[5], c[7], c[8] = wanted, HASTY, _NEVER, _NEVER
+        roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], BOLD * SLOPE if mean else SLOPE, dt, out)
         if mean:
             _lean(route, out)
         into_frame(env, out, plans[n])

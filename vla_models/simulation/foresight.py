@@ -59,8 +59,8 @@ NOSE: Final = REAR_TO_CENTER + 0.5 * EGO_LENGTH
 """Metres from the rear axle to the front bumper."""
 HARD: Final = 4.8
 """m/s² of braking that the ego can be trusted with."""
-TIGHTEST: Final = 0.2
-"""1/m of bend that the ego drives at most to get aside."""
+SLOPE: Final = 0.45
+"""Metres aside per metre ahead, at most."""
 SOFT: Final = 1.6
 BEYOND: Final = 25
 """Steps after which nobody who looks where he drives is reckoned with, unless he comes the other way."""
@@ -100,11 +100,12 @@ def expect(env, actors, awake, points, offsets, places):  # type: ignore[no-unty
 
 
 @numba.njit(cache=True)
-def roll(env, route, offset, begin, until, base, speed, accel, haste, halt, gap, ahead, step, out):  # type: ignore[no-untyped-def]
+def roll(env, route, offset, begin, until, base, speed, accel, haste, halt, gap, ahead, slope, step, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` [K, 6] with what the ego would do: rear axle x, y, heading, speed, metres beside and along the route, every
     ``step`` seconds. It drives at most ``speed``, ``gap`` metres behind something that drives at ``ahead``, and stops with its
     nose at the route's metre ``halt``; beside the route by ``offset`` while between the metres ``begin`` and ``until``, by
-    ``base`` else. ``haste`` scales what bends allow."""
+    ``base`` else. ``haste`` scales what bends allow, ``slope`` is how many metres aside it goes per metre
+    ahead, at most."""
     last = len(route) - 1
     s, v = env[E_PROGRESS] - REAR_TO_CENTER, env[E_V]
     k = min(max(int(s), 0), last)
@@ -132,11 +133,11 @@ def roll(env, route, offset, begin, until, base, speed, accel, haste, halt, gap,
             left -= moved - ahead * dt
             v = after
             target = offset if begin <= s + NOSE and s < until else base
-            fastest = min(1.4, 0.45 * v)
+            fastest = min(1.4, slope * v)
             turn = min(max(1.5 * (target - d), -fastest), fastest) - drift
-            change = min(4.0, 0.3 + TIGHTEST * v * v) * dt
+            change = min(4.0, 0.3 + slope * slope * v * v) * dt
             drift += min(max(turn, -change), change)
-            drift = min(max(drift, -0.6 * v), 0.6 * v)
+            drift = min(max(drift, -v), v)
             d += drift * dt
         j = min(max(math.floor(s), 0), last - 1)
         u = s - j  # beyond the ends the route goes straight on
@@ -151,8 +152,8 @@ def roll(env, route, offset, begin, until, base, speed, accel, haste, halt, gap,
 def contact(env, actors, awake, places, rolled, brakes, patience):  # type: ignore[no-untyped-def]
     """(step, place in ``awake``) of the first contact of what the ego would do (``rolled`` of ``roll``) with anybody, or
     (STEPS, -1). Boxes are a little wider than the cars, and longer the faster they are; ``patience`` from 1 down to 0 scales
-    that. Not the ego's business: who comes from behind and sees it, and who would have to give way and can still brake with
-    ``brakes`` [A] m/s²."""
+    that. Not the ego's business: who comes from behind and sees it. Who is expected to give way stops as it can with ``brakes``
+    [A] m/s²."""
     side, room = 0.12 + 0.18 * patience, 0.2 + 0.3 * patience
     d0 = rolled[0, 4]
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
@@ -176,11 +177,15 @@ def contact(env, actors, awake, places, rolled, brakes, patience):  # type: igno
         ):  # fmt: skip
             more = wide = 0.02  # closer than one would like already
         reach = half_length + half_width + long + broad + stretch + 1.0
+        stands = STEPS  # step at whose place it stops if it begins to brake now
+        if brakes[a] > 0.0 and w > 0.5:
+            stands = min(int((0.7 + w / (2.0 * brakes[a])) / STEP) + 1, STEPS)
         for k in range(best):
-            dx, dy = places[a, k + 1, 0] - rolled[k, 0], places[a, k + 1, 1] - rolled[k, 1]
+            j = min(k + 1, stands)
+            dx, dy = places[a, j, 0] - rolled[k, 0], places[a, j, 1] - rolled[k, 1]
             if abs(dx) > reach or abs(dy) > reach:
                 continue
-            h, other = rolled[k, 2], places[a, k + 1, 2]
+            h, other = rolled[k, 2], places[a, j, 2]
             c, s = math.cos(h), math.sin(h)
             along = c * dx + s * dy - REAR_TO_CENTER
             facing = math.cos(other - h)
@@ -190,16 +195,13 @@ def contact(env, actors, awake, places, rolled, brakes, patience):  # type: igno
                 if k >= BEYOND and facing > -0.5:
                     break
             oc, os = math.cos(other), math.sin(other)
+            long_more = stretch if j < stands else 0.0
             if not boxes_touch(
                 rolled[k, 0] + REAR_TO_CENTER * c, rolled[k, 1] + REAR_TO_CENTER * s, c, s, half_length + more,
-                half_width + wide, places[a, k + 1, 0] + 0.5 * stretch * oc, places[a, k + 1, 1] + 0.5 * stretch * os, oc, os,
-                long + 0.5 * stretch, broad,
+                half_width + wide, places[a, j, 0] + 0.5 * long_more * oc, places[a, j, 1] + 0.5 * long_more * os, oc, os,
+                long + 0.5 * long_more, broad,
             ):  # fmt: skip
                 continue
-            if brakes[a] > 0.0:
-                travelled = math.hypot(places[a, k + 1, 0] - me[AX], places[a, k + 1, 1] - me[AY])
-                if travelled > 0.7 * w + w * w / (2.0 * brakes[a]) + 1.0:
-                    continue
             best, who = k, a
             break
     return best, who
