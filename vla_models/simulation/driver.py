@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from vla_models.control import BRAKE_RATIO
+from vla_models.control import AIM_DISTANCE, BRAKE_RATIO
 from vla_models.kernels import numba
 from vla_models.simulation.agents import meets
 from vla_models.simulation.foresight import HARD, NOSE, SLOPE, STEP, STEPS, contact, expect, roll
@@ -63,12 +63,11 @@ HASTY: Final = 3.3
 """m/s² of pulling away where there is no time to lose."""
 SOON: Final = 0.6
 """Seconds from now of the speed that a plan of one speed has."""
-WIDE: Final = 10.0
-"""m²: how far the PID drives wide of a plan of bend 1/m (its gains need an aim that lies so far inside)."""
-BOLD: Final = 2.0
-"""How much steeper than meant a plan goes aside for the PID."""
-MOST_LEAN: Final = 1.5
-LEAN_AHEAD: Final = 1
+PID_NEEDS: Final = 8.2
+"""Radians of aim with which the PID makes the car turn with 1/m, while what it remembers grows …"""
+PID_KEEPS: Final = 1.4
+"""… and radians of aim that what it remembers is worth."""
+MOST_LEAN: Final = 0.5
 PEOPLE_AHEAD: Final = 22.0
 PEOPLE_SPEED: Final = 5.0
 """m/s past people who stand at the roadside, from so many metres before them on."""
@@ -375,23 +374,36 @@ def drive_carefully(t, dt, mean, plans):  # type: ignore[no-untyped-def]
             roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SLOPE, SOON, soon)
             wanted = soon[0, 3] if soon[0, 3] > env[E_V] - 0.2 else soon[0, 3] / BRAKE_RATIO
             c[4], c[5], c[7], c[8] = wanted, HASTY, _NEVER, _NEVER
-        roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], BOLD * SLOPE if mean else SLOPE, dt, out)
-        if mean:
-            _lean(route, out)
+        roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SLOPE, dt, out)
         into_frame(env, out, plans[n])
+        if mean:
+            _lean(t.pid[n, 0], plans[n])
 
 
 @numba.njit(cache=True)
-def _lean(route, rolled):  # type: ignore[no-untyped-def]
-    """Move poses of ``roll`` towards the inside of bends, by as much as the PID drives wide of a plan."""
-    last = len(route) - 1
-    for k in range(len(rolled)):
-        at = int(rolled[k, 5]) + LEAN_AHEAD
-        a, b = min(max(at - 3, 0), last), min(max(at + 3, 0), last)
-        bend = (route[b, HEADING] - route[a, HEADING]) / max(b - a, 1)
-        aside = min(max(WIDE * bend, -MOST_LEAN), MOST_LEAN)
-        rolled[k, 0] -= aside * math.sin(rolled[k, 2])
-        rolled[k, 1] += aside * math.cos(rolled[k, 2])
+def _lean(errors, plan):  # type: ignore[no-untyped-def]
+    """Bend the near part of a plan [T, 3] (ego frame) so that Bench2Drive's PID steers as the plan means it. It aims at the
+    point about ``AIM_DISTANCE`` ahead and steers by its angle and by the mean of the last angles, which is too little in a
+    bend and too much behind it."""
+    chosen, nearest = 0, _NEVER
+    for k in range(len(plan) - 1):
+        off = abs(0.5 * math.hypot(plan[k, 0] + plan[k + 1, 0], plan[k, 1] + plan[k + 1, 1]) - AIM_DISTANCE)
+        if off < nearest:
+            chosen, nearest = k, off
+    x, y = plan[chosen, 0], plan[chosen, 1]
+    reach = math.hypot(x, y)
+    if reach < 0.5:
+        return
+    angle = math.atan2(y, x)
+    bend = 2.0 * math.sin(angle) / max(reach, 2.5)
+    more = PID_NEEDS * bend + PID_KEEPS * errors.mean() - angle
+    more = min(max(more, -MOST_LEAN), MOST_LEAN)
+    for k in range(len(plan)):
+        r = math.hypot(plan[k, 0], plan[k, 1])
+        aside = more * min(r, reach) * min(max((4.0 * reach - r) / (3.0 * reach), 0.0), 1.0)
+        h = math.atan2(plan[k, 1], plan[k, 0])
+        plan[k, 0] -= aside * math.sin(h)
+        plan[k, 1] += aside * math.cos(h)
 
 
 @numba.njit(cache=True)

@@ -154,7 +154,7 @@ def contact(env, actors, awake, places, rolled, brakes, patience):  # type: igno
     (STEPS, -1). Boxes are a little wider than the cars, and longer the faster they are; ``patience`` from 1 down to 0 scales
     that. Not the ego's business: who comes from behind and sees it. Who is expected to give way stops as it can with ``brakes``
     [A] m/s²."""
-    side, room = 0.12 + 0.18 * patience, 0.2 + 0.3 * patience
+    side, room = 0.25 + 0.1 * patience, 0.3 + 0.3 * patience
     d0 = rolled[0, 4]
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
     half_length, half_width = 0.5 * EGO_LENGTH, 0.5 * EGO_WIDTH
