@@ -38,11 +38,15 @@ from vla_models.simulation.tables import (
     KIND,
     LEAVE_AFTER,
     LENGTH,
+    N_FLOWS,
+    N_SCENARIOS,
     PATH,
     PRESENT,
     SEES,
     SINCE,
     SOLID,
+    STATE,
+    STATE_SINCE,
     TICK,
     WIDTH,
     YELLOW,
@@ -59,7 +63,7 @@ SIGHT: Final = 70.0
 WAIT_BEFORE: Final = 8.0
 """Metres before an obstacle at which one waits: far enough to pull out again."""
 ACCEL: Final = 2.4
-HASTY: Final = 3.3
+HASTY: Final = 3.1
 """m/s² of pulling away where there is no time to lose."""
 SOON: Final = 0.6
 """Seconds from now of the speed that a plan of one speed has."""
@@ -77,10 +81,12 @@ SIGN_REACH: Final = 5.0
 """Metres between the car's middle and a stop sign's line within which one has stopped at it."""
 PATIENCE: Final = 25.0
 """Seconds of standing after which a driver takes every gap that is one."""
+DESPERATE, STUCK = 40.0, 75.0
+"""Seconds of standing, or within one scenario, after which one goes wherever there is a second before the first contact: traffic
+that lets nobody in."""
 _BACK: Final = (2.5, 1.5, 4.0, 6.0, 9.0, 13.0, 18.0)
-"""Metres before the place of a contact at which one may wait, best first …"""
-_RUNNING_START: Final = (6.0, 4.5, 8.0, 3.0, 11.0, 2.0, 15.0)
-"""… and before those who do not brake: far enough for a running start into a gap."""
+"""Metres before the place of a contact at which one may wait, best first; before those who do not brake it is further, for a
+running start into a gap."""
 _WALKER, _BICYCLE = float(Kind.WALKER), float(Kind.BICYCLE)
 _NEVER = 1e9
 
@@ -164,11 +170,11 @@ def stop_line(env, stops, lights):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def who_gives_way(actors, awake, cross, s, patience, brakes):  # type: ignore[no-untyped-def]
+def who_gives_way(actors, slots, cross, s, patience, brakes):  # type: ignore[no-untyped-def]
     """Fill ``brakes`` [A]: m/s² with which each of the others may be expected to let the ego go first (0: not at all). Those
     with the lower rank at a crossing give way; who has waited long counts on everybody who sees him."""
     for a in range(1, len(brakes)):
-        me = actors[awake[a]]
+        me = actors[slots[a]]
         brakes[a] = 3.0 * (1.0 - patience) if me[SEES] > 0.0 and me[EMERGENCY] == 0.0 else 0.0
         if me[YIELDS] == 0.0:
             continue
@@ -204,11 +210,11 @@ def make_way(env, actors, awake, route, d):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _weigh(env, actors, awake, route, places, rolled, brakes, patience, m, choice):  # type: ignore[no-untyped-def]
+def _weigh(env, actors, route, places, slots, speeds, rolled, brakes, patience, m, choice):  # type: ignore[no-untyped-def]
     """Roll out ``m`` [10], the arguments of ``roll`` from ``offset`` on, and keep it in ``choice`` where it is the best so far:
     the one that meets nobody, else the slowest then, else the latest (``choice[10]``). -> the first contact."""
     roll(env, route, m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], SLOPE, STEP, rolled)
-    at, who = contact(env, actors, awake, places, rolled, brakes, patience)
+    at, who = contact(env, actors, places, slots, speeds, rolled, brakes, patience)
     worth = 1.0 if who < 0 else 0.01 * at / STEPS - rolled[at, 3]
     if worth > choice[10]:
         choice[:10], choice[10] = m, worth
@@ -248,6 +254,9 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
                 stay = side * route[k, column]
                 options[1] = stay, -_NEVER, _NEVER, stay, 0.0
                 return 2, _NEVER
+        if base != 0.0:  # no room aside: on as before
+            options[1] = 0.0, -_NEVER, _NEVER, 0.0, 0.0
+            return 2, _NEVER
         return 1, _NEVER
     first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, last - s + 12.0)
     at = min(int(max(first, s)), end)
@@ -267,32 +276,41 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
         if begin > until:
             options[n] = offset, first - max(14.0, 2.6 * v + 4.0), last + 1.5, base, first
             n += 1
-    wait = first - WAIT_BEFORE if room > WAIT_BEFORE else max(nose, first - 1.5)
+    wait = first - WAIT_BEFORE if room > WAIT_BEFORE else nose
     return n, wait
 
 
 @numba.njit(cache=True)
-def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # type: ignore[no-untyped-def]
+def decide(env, actors, awake, scenarios, route, stops, lights, cross, places, slots, speeds, choice):  # type: ignore[no-untyped-def]
     """Fill ``choice`` [11] with the arguments of ``roll`` from ``offset`` to
     ``ahead``. The tables are those of the ego's own path."""
     s, v = env[E_PROGRESS], env[E_V]
     k, d = min(int(s), len(route) - 1), actors[0, AD]
     nose = s + NOSE - REAR_TO_CENTER
-    patience = max(0.0, 1.0 - (env[E_TICK] - env[E_SLOW_SINCE]) * TICK / PATIENCE)
+    waited = (env[E_TICK] - env[E_SLOW_SINCE]) * TICK
+    patience = max(0.0, 1.0 - waited / PATIENCE)
+    desperate = waited > DESPERATE
+    for q in range(int(env[N_SCENARIOS])):
+        if scenarios[q, STATE] == 1.0 and (env[E_TICK] - scenarios[q, STATE_SINCE]) * TICK > STUCK:
+            desperate = True
+    if desperate:
+        patience = 0.0
     at_nose = min(int(nose), len(route) - 1)
     if v > 0.1 and (route[at_nose, JUNCTION] > 0.0 or d > 1.2):
         patience = 0.0  # once off, one goes on
-    brakes = np.zeros(int(env[E_AWAKE]))
-    who_gives_way(actors, awake, cross, s, patience, brakes)
+    brakes = np.zeros(len(slots))
+    who_gives_way(actors, slots, cross, s, patience, brakes)
     line = stop_line(env, stops, lights)
     base, slow = make_way(env, actors, awake, route, d)
-    if abs(d) > route[k, HALF_WIDTH] + 0.5 and base == 0.0 and route[k, LEFT] == 0.0 == route[k, RIGHT]:
-        slow = 3.0  # out of a parking place, or back from an overtaking
+    aside = route[k, HALF_WIDTH] + 0.5
+    if base == 0.0 and ((d < -aside and route[k, RIGHT] == 0.0) or (d > aside and route[k, LEFT] == 0.0 == route[k, OPPOSITE])):
+        slow = 3.0  # out of a parking place
     slow = min(slow, _people(env, actors, awake, route))
     options, move, rolled = np.empty((4, 5)), np.empty(10), np.empty((STEPS, 6))
     count, wait = _aside(env, actors, awake, route, d, base, nose, options)
     fast = max(v, min(route[min(k + 5, len(route) - 1), CAP], 8.0))
     choice[10] = -_NEVER
+    least_bad = choice.copy()
     met_at, met = _NEVER, -1
     for o in range(count):
         move[:4] = options[o, :4]
@@ -307,26 +325,33 @@ def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # 
                 move[5], move[6] = HASTY, 1.5
             elif gear > 1:
                 move[4] = min(slow, fast * (1.0 - 0.2 * (gear - 1)))
-            if past and options[o, 4] - nose < 14.0:
-                move[4] = min(move[4], 8.0)
-            at, who = _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice)
+            room = options[o, 4] - nose
+            if past and room < 14.0:
+                aside = abs(options[o, 0] - d) > 0.5 and room > -2.0
+                move[4] = min(move[4], max(2.5, 0.4 * room) if aside else 8.0)
+            at, who = _weigh(env, actors, route, places, slots, speeds, rolled, brakes, patience, move, choice)
             if who < 0:
                 return
+            if at > least_bad[10]:
+                least_bad[:10], least_bad[10] = move, at
             if met < 0:
                 met_at, met = rolled[at, 5] + NOSE, who
-                if not past and math.cos(actors[awake[who], AH] - rolled[at, 2]) < -0.5:  # somebody comes: keep to the side
+                if not past and math.cos(places[who, at + 1, 2] - rolled[at, 2]) < -0.5:  # somebody comes: keep to the side
                     far = 0.5 * EGO_WIDTH + 0.1 - route[k, EDGE_RIGHT]
                     for part in (0.5, 1.0):
                         move[0] = move[3] = part * far
-                        _, who = _weigh(env, actors, awake, route, places, rolled, brakes, patience, move, choice)
+                        _, who = _weigh(env, actors, route, places, slots, speeds, rolled, brakes, patience, move, choice)
                         if who < 0:
                             return
                     move[0] = move[3] = base
+    if desperate and least_bad[10] * STEP >= 1.0:
+        choice[:] = least_bad
+        return
     # wait: before the obstacle, at the stop line, or before the place of the contact, the nearer the better
-    move[:4] = base, -_NEVER, _NEVER, base
+    move[:4] = 0.0, -_NEVER, _NEVER, 0.0
     move[4], move[5], move[6] = slow, ACCEL, 1.0
-    move[8], move[9] = leader(env, actors, awake, route, d, base, base, False)
-    reckless = met >= 0 and actors[awake[met], SEES] == 0.0 and actors[awake[met], AV] > 3.0
+    move[8], move[9] = leader(env, actors, awake, route, d, 0.0, 0.0, False)
+    reckless = met >= 0 and actors[slots[met], SEES] == 0.0 and speeds[met] > 3.0
     soonest = nose + v * v / (2.0 * HARD)
     for place in range(-3, 7):
         if place == -3:
@@ -337,11 +362,11 @@ def decide(env, actors, awake, route, stops, lights, cross, places, choice):  # 
             halt = soonest
         else:
             back = max(place, 0)
-            halt = min(met_at, wait) - (_RUNNING_START[back] if reckless else _BACK[back])
+            halt = min(met_at, wait) - _BACK[back] * (max(2.4, 0.25 * speeds[met]) if reckless else 1.0)
         if place != 0 and (halt < soonest - 0.3 or halt > _NEVER - 100.0):
             continue
         move[7] = min(line, halt)
-        _, who = _weigh(env, actors, awake, route, places, rolled, brakes, 1.0, move, choice)
+        _, who = _weigh(env, actors, route, places, slots, speeds, rolled, brakes, 1.0, move, choice)
         if who < 0:
             return
 
@@ -366,9 +391,10 @@ def drive_carefully(t, dt, mean, plans):  # type: ignore[no-untyped-def]
         env, awake, lights = t.env[n], t.awake[n], t.lights[n]
         route = t.points[n, : t.path_offsets[n, 1]]
         stops, cross = t.stops[n, : t.stop_offsets[n, 1]], t.cross[n, : t.cross_offsets[n, 1]]
-        places = np.empty((int(env[E_AWAKE]), STEPS + 1, 3))
-        expect(env, t.actors[n], awake, t.points[n], t.path_offsets[n], places)
-        decide(env, t.actors[n], awake, route, stops, lights, cross, places, choice)
+        count = int(env[E_AWAKE] + env[N_FLOWS])
+        places, slots, speeds = np.empty((count, STEPS + 1, 3)), np.empty(count, dtype=np.int64), np.empty(count)
+        expect(env, t.actors[n], awake, t.flows[n], t.scenarios[n], t.points[n], t.path_offsets[n], places, slots, speeds)
+        decide(env, t.actors[n], awake, t.scenarios[n], route, stops, lights, cross, places, slots, speeds, choice)
         c = choice
         if mean:
             roll(env, route, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c[9], SLOPE, SOON, soon)

@@ -33,6 +33,13 @@ from vla_models.simulation.tables import (
     E_V,
     E_X,
     E_Y,
+    F_FIRST,
+    F_LAST,
+    F_NEXT,
+    F_PATH,
+    F_SCENARIO,
+    F_SPEED,
+    F_STATE,
     GAP,
     HEADWAY,
     KIND,
@@ -43,6 +50,7 @@ from vla_models.simulation.tables import (
     PRESENT,
     SEES,
     SOLID,
+    STATE,
     WIDTH,
     Kind,
     Phase,
@@ -69,9 +77,17 @@ _MOVING, _WALKER = float(Phase.MOVING), float(Kind.WALKER)
 
 
 @numba.njit(cache=True)
-def expect(env, actors, awake, points, offsets, places):  # type: ignore[no-untyped-def]
-    """Fill ``places`` [A, STEPS + 1, 3]: poses (x, y, heading) of everybody awake now and after each step."""
-    for a in range(1, int(env[E_AWAKE])):
+def expect(env, actors, awake, flows, scenarios, points, offsets, places, slots, speeds):  # type: ignore[no-untyped-def]
+    """Fill ``places`` [A + F, STEPS + 1, 3]: poses (x, y, heading) of everybody awake now and after each step, and of the next
+    one of each flow, who comes from further away than this world reaches; ``slots`` with their rows in ``actors``, ``speeds``
+    with what they drive now."""
+    count = int(env[E_AWAKE])
+    for f in range(len(places) - count):
+        _newcomer(actors, flows[f], scenarios, points, offsets, places[count + f])
+        slots[count + f], speeds[count + f] = int(flows[f, F_FIRST]), flows[f, F_SPEED]
+    for a in range(count):
+        slots[a], speeds[a] = awake[a], actors[awake[a], AV]
+    for a in range(1, count):
         me = actors[awake[a]].copy()
         if me[PRESENT] == 0.0 or me[SOLID] == 0.0:
             places[a, :, 0] = NOWHERE
@@ -97,6 +113,20 @@ def expect(env, actors, awake, points, offsets, places):  # type: ignore[no-unty
                 places[a, k + 1 :, 0] = NOWHERE
                 break
             place(me, path)
+
+
+@numba.njit(cache=True)
+def _newcomer(actors, flow, scenarios, points, offsets, places):  # type: ignore[no-untyped-def]
+    """Fill ``places`` [STEPS + 1, 3] with where the next actor of a flow will be."""
+    places[:, 0] = NOWHERE
+    last = int(flow[F_LAST])
+    if flow[F_STATE] != 2.0 or scenarios[int(flow[F_SCENARIO]), STATE] != 1.0 or last < 0 or actors[last, PHASE] != _MOVING:
+        return
+    path = points[offsets[int(flow[F_PATH])] : offsets[int(flow[F_PATH]) + 1]]
+    for k in range(STEPS + 1):
+        s = actors[last, AS] - flow[F_NEXT] + k * STEP * flow[F_SPEED]
+        if 0.0 <= s < len(path) - 1.0:
+            places[k, 0], places[k, 1], places[k, 2] = path[int(s), X], path[int(s), Y], path[int(s), HEADING]
 
 
 @numba.njit(cache=True)
@@ -149,8 +179,8 @@ def roll(env, route, offset, begin, until, base, speed, accel, haste, halt, gap,
 
 
 @numba.njit(cache=True)
-def contact(env, actors, awake, places, rolled, brakes, patience):  # type: ignore[no-untyped-def]
-    """(step, place in ``awake``) of the first contact of what the ego would do (``rolled`` of ``roll``) with anybody, or
+def contact(env, actors, places, slots, speeds, rolled, brakes, patience):  # type: ignore[no-untyped-def]
+    """(step, row of ``places``) of the first contact of what the ego would do (``rolled`` of ``roll``) with anybody, or
     (STEPS, -1). Boxes are a little wider than the cars, and longer the faster they are; ``patience`` from 1 down to 0 scales
     that. Not the ego's business: who comes from behind and sees it. Who is expected to give way stops as it can with ``brakes``
     [A] m/s²."""
@@ -160,21 +190,23 @@ def contact(env, actors, awake, places, rolled, brakes, patience):  # type: igno
     half_length, half_width = 0.5 * EGO_LENGTH, 0.5 * EGO_WIDTH
     now_x, now_y = env[E_X] + REAR_TO_CENTER * c, env[E_Y] + REAR_TO_CENTER * s
     best, who = STEPS, -1
-    for a in range(1, int(env[E_AWAKE])):
-        me = actors[awake[a]]
-        if me[PRESENT] == 0.0 or me[SOLID] == 0.0:
-            continue
-        w = me[AV]
+    for a in range(1, len(places)):
+        me, w = actors[slots[a]], speeds[a]
         stretch = (0.1 + 0.35 * patience) * w
-        more, wide = room, side
+        more, wide = room, side if w > 0.1 else 0.2
         long, broad = 0.5 * me[LENGTH], 0.5 * me[WIDTH]
         if me[KIND] == _WALKER:
             wide += 0.3
-        near = math.hypot(me[AX] - now_x, me[AY] - now_y) < 8.0
+        near = math.hypot(places[a, 0, 0] - now_x, places[a, 0, 1] - now_y) < 8.0
         if near and boxes_touch(
-            now_x, now_y, c, s, half_length + more, half_width + wide, me[AX], me[AY], math.cos(me[AH]), math.sin(me[AH]),
-            long, broad,
+            now_x, now_y, c, s, half_length + more, half_width + wide, places[a, 0, 0], places[a, 0, 1],
+            math.cos(places[a, 0, 2]), math.sin(places[a, 0, 2]), long, broad,
         ):  # fmt: skip
+            if w < 0.1 and boxes_touch(
+                now_x, now_y, c, s, half_length + 0.05, half_width + 0.05, places[a, 0, 0], places[a, 0, 1],
+                math.cos(places[a, 0, 2]), math.sin(places[a, 0, 2]), long, broad,
+            ):  # fmt: skip
+                continue  # has been hit
             more = wide = 0.02  # closer than one would like already
         reach = half_length + half_width + long + broad + stretch + 1.0
         stands = STEPS  # step at whose place it stops if it begins to brake now
@@ -195,6 +227,8 @@ def contact(env, actors, awake, places, rolled, brakes, patience):  # type: igno
                 if k >= BEYOND and facing > -0.5:
                     break
             oc, os = math.cos(other), math.sin(other)
+            if facing < -0.7 and w < 5.0:
+                wide = min(wide, 0.12)  # one squeezes past
             long_more = stretch if j < stands else 0.0
             if not boxes_touch(
                 rolled[k, 0] + REAR_TO_CENTER * c, rolled[k, 1] + REAR_TO_CENTER * s, c, s, half_length + more,
