@@ -223,7 +223,7 @@ def step_standoffs(env, actors, awake, ego_x, ego_y):  # type: ignore[no-untyped
             continue
         dx, dy = me[AX] - ego_x, me[AY] - ego_y
         along, across = c * dx + s * dy, -s * dx + c * dy
-        if 0.0 < along < STANDOFF_REACH and abs(across) < 3.0 and math.cos(me[AH] - env[E_H]) < 0.5:
+        if 0.0 < along < STANDOFF_REACH and abs(across) < 3.5 and math.cos(me[AH] - env[E_H]) < 0.8:
             me[PHASE], me[PRESENT] = GONE, 0.0
 
 

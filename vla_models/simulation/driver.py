@@ -75,6 +75,8 @@ MOST_LEAN: Final = 0.5
 PEOPLE_AHEAD: Final = 22.0
 PEOPLE_SPEED: Final = 5.0
 """m/s past people who stand at the roadside, from so many metres before them on."""
+BESIDE: Final = -1.5
+"""Metres of gap below which somebody is beside the ego, not before it."""
 LINE: Final = 0.3
 """Metres before a stop line at which the nose shall stand."""
 SIGN_REACH: Final = 5.0
@@ -82,8 +84,8 @@ SIGN_REACH: Final = 5.0
 PATIENCE: Final = 25.0
 """Seconds of standing after which a driver takes every gap that is one."""
 DESPERATE, STUCK = 40.0, 75.0
-"""Seconds of standing, or within one scenario, after which one goes wherever there is a second before the first contact: traffic
-that lets nobody in."""
+"""Seconds of standing, or within one scenario, after which one goes wherever there is a second before the first contact:
+traffic that lets nobody in."""
 _BACK: Final = (2.5, 1.5, 4.0, 6.0, 9.0, 13.0, 18.0)
 """Metres before the place of a contact at which one may wait, best first; before those who do not brake it is further, for a
 running start into a gap."""
@@ -100,9 +102,9 @@ def in_the_way(me):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-untyped-def]
-    """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead -> first
-    and last metre, and how far to the left and to the right it reaches."""
+def blockers(env, actors, awake, route, low, high, until, tail):  # type: ignore[no-untyped-def]
+    """What stands (or crawls) on the route between the offsets ``low`` and ``high``, up to ``until`` metres ahead and from
+    ``tail`` metres behind on -> first and last metre, and how far to the left and to the right it reaches."""
     s = env[E_PROGRESS]
     lo, hi = int(s), min(int(s + until), len(route) - 1)
     first, last, left, right = _NEVER, -_NEVER, -_NEVER, _NEVER
@@ -111,7 +113,7 @@ def blockers(env, actors, awake, route, low, high, until):  # type: ignore[no-un
         if not in_the_way(me):
             continue
         at, along, _ = meets(route, lo, hi, low, high, me[AX], me[AY], me[AH], 0.5 * me[LENGTH], 0.5 * me[WIDTH])
-        if at < 0.0 or at + along < s - 3.0:
+        if at < 0.0 or at + along < s - tail:
             continue
         k = min(int(at), len(route) - 1)
         side = -math.sin(route[k, HEADING]) * (me[AX] - route[k, X]) + math.cos(route[k, HEADING]) * (me[AY] - route[k, Y])
@@ -144,7 +146,7 @@ def leader(env, actors, awake, route, d, offset, base, passing):  # type: ignore
         if me[AV] > 0.3 and (with_me < 0.5 or me[KIND] == _WALKER):
             continue  # crosses or comes: foresight's business
         free = at - along - s - (NOSE - REAR_TO_CENTER)
-        if free < gap:
+        if BESIDE < free < gap:
             gap, ahead = free, max(me[AV] * with_me, 0.0)
     return gap, ahead
 
@@ -245,7 +247,7 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
     s, v, end = env[E_PROGRESS], env[E_V], len(route) - 1
     k = min(int(s), end)
     half = 0.5 * EGO_WIDTH + CLEARANCE
-    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, SIGHT)
+    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, SIGHT, 3.0)
     if last < first:
         options[0] = base, -_NEVER, _NEVER, base, 0.0
         later = min(k + 40, end)
@@ -258,7 +260,7 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
             options[1] = 0.0, -_NEVER, _NEVER, 0.0, 0.0
             return 2, _NEVER
         return 1, _NEVER
-    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, last - s + 12.0)
+    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, last - s + 12.0, 3.0)
     at = min(int(max(first, s)), end)
     room = first - nose
     n = 0
@@ -272,7 +274,7 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
             if not foreign or room > max(18.0, 2.6 * v + 8.0):
                 continue  # no room, or too early to use the oncoming lane
         narrow = 0.5 * EGO_WIDTH + 0.3
-        begin, until, _, _ = blockers(env, actors, awake, route, offset - narrow, offset + narrow, last - s + 5.0)
+        begin, until, _, _ = blockers(env, actors, awake, route, offset - narrow, offset + narrow, last - s + 5.0, -2.5)
         if begin > until:
             options[n] = offset, first - max(14.0, 2.6 * v + 4.0), last + 1.5, base, first
             n += 1
@@ -349,8 +351,11 @@ def decide(env, actors, awake, scenarios, route, stops, lights, cross, places, s
         return
     # wait: before the obstacle, at the stop line, or before the place of the contact, the nearer the better
     move[:4] = 0.0, -_NEVER, _NEVER, 0.0
+    beside = count > 0 and options[0, 4] > 0.0 and options[0, 4] < nose + 1.0 and abs(d - options[0, 0]) < 1.0
+    if beside:
+        move[:4] = options[0, :4]
     move[4], move[5], move[6] = slow, ACCEL, 1.0
-    move[8], move[9] = leader(env, actors, awake, route, d, 0.0, 0.0, False)
+    move[8], move[9] = leader(env, actors, awake, route, d, move[0], move[3], beside)
     reckless = met >= 0 and actors[slots[met], SEES] == 0.0 and speeds[met] > 3.0
     soonest = nose + v * v / (2.0 * HARD)
     for place in range(-3, 7):

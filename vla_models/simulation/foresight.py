@@ -193,7 +193,7 @@ def contact(env, actors, places, slots, speeds, rolled, brakes, patience):  # ty
     for a in range(1, len(places)):
         me, w = actors[slots[a]], speeds[a]
         stretch = (0.1 + 0.35 * patience) * w
-        more, wide = room, side if w > 0.1 else 0.2
+        more, wide = room, side if w > 0.1 else 0.12
         long, broad = 0.5 * me[LENGTH], 0.5 * me[WIDTH]
         if me[KIND] == _WALKER:
             wide += 0.3
