@@ -212,8 +212,8 @@ def step_cues(env, actors, awake, scenarios, ego_x, ego_y, note):  # type: ignor
 
 @numba.njit(cache=True)
 def step_standoffs(env, actors, awake, ego_x, ego_y):  # type: ignore[no-untyped-def]
-    """Clear away who stands right before the ego, facing it or across its way, while both have stood for ``STANDOFF``
-    seconds: nobody in this world drives backwards, so it would last for ever."""
+    """Clear away who stands right before the ego, facing it or across its way, or beside it and waits for it, while both have
+    stood for ``STANDOFF`` seconds: nobody in this world drives backwards, so it would last for ever."""
     if (env[E_TICK] - env[E_SLOW_SINCE]) * TICK < STANDOFF:
         return
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
@@ -223,7 +223,9 @@ def step_standoffs(env, actors, awake, ego_x, ego_y):  # type: ignore[no-untyped
             continue
         dx, dy = me[AX] - ego_x, me[AY] - ego_y
         along, across = c * dx + s * dy, -s * dx + c * dy
-        if 0.0 < along < STANDOFF_REACH and abs(across) < 3.5 and math.cos(me[AH] - env[E_H]) < 0.8:
+        if abs(across) > 3.6 or not -4.0 < along < STANDOFF_REACH:
+            continue
+        if me[GAP] < 0.5 or (along > 0.0 and math.cos(me[AH] - env[E_H]) < 0.8):
             me[PHASE], me[PRESENT] = GONE, 0.0
 
 

@@ -221,7 +221,10 @@ def _others(
     first = _along(net, other, -float(FLOW[0]), rng)
     if kind == "HighwayCutIn":
         return {"other_actor_location": first}
-    return {"start_actor_flow": first, "end_actor_flow": _along(net, other, FLOW[1], rng)}
+    last = _along(net, other, FLOW[1], rng)
+    if np.hypot(last[0] - first[0], last[1] - first[1]) < FLOW[0]:  # round a block, back to where it came from
+        raise _Unsuitable
+    return {"start_actor_flow": first, "end_actor_flow": last}
 
 
 def _meeting(net: RoadNet, lane: int, how: str) -> Iterator[int]:
