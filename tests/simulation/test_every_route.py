@@ -16,6 +16,7 @@ from vla_models.scenes.bench2drive.made_routes import EASY_TOWNS, generate_route
 from vla_models.scenes.bench2drive.route_files import read_routes
 from vla_models.scenes.bench2drive.routes import Route
 from vla_models.scenes.bench2drive.scenario_types import BENCH2DRIVE_TYPES, PARAMETERS
+from vla_models.scenes.planner import RoadOption
 from vla_models.scoring.bench2drive.results import Record
 from vla_models.simulation.baselines import rule_based
 
@@ -25,13 +26,16 @@ SHARED = next((p / "shared/data/routes" for p in Path(__file__).parents if (p / 
 
 
 def write_routes(path: Path, routes: Sequence[Route]) -> None:
-    """Routes in the leaderboard's form, as Bench2Drive's file has them: a way point every 2 m, one scenario each."""
+    """Routes in the leaderboard's form, as Bench2Drive's file has them: a way point every 2 m but for junctions, where lanes
+    lie on one another; one scenario each."""
     root = ElementTree.Element("routes")
     for number, route in enumerate(routes):
         (spec,) = route.scenarios
         element = ElementTree.SubElement(root, "route", id=str(number), town=route.town)
         waypoints = ElementTree.SubElement(element, "waypoints")
-        for (x, y, *_), z in zip(route.points[::2], route.elevation[::2], strict=True):
+        outside = ~np.isin(route.option, (RoadOption.LEFT, RoadOption.RIGHT, RoadOption.STRAIGHT))
+        kept = np.unique([0, *np.flatnonzero(outside)[::2], len(route.points) - 1])
+        for (x, y, *_), z in zip(route.points[kept], route.elevation[kept], strict=True):
             ElementTree.SubElement(waypoints, "position", x=f"{x:.3f}", y=f"{-y:.3f}", z=f"{z:.3f}")
         scenario = ElementTree.SubElement(
             ElementTree.SubElement(element, "scenarios"), "scenario", name=spec.name, type=spec.type
