@@ -96,7 +96,7 @@ WINDOW: Final = 3
 CLEARED_SECONDS: Final = 5.0
 """Seconds after which a vehicle that was hit is cleared away."""
 _WALKER, _CONE, _SIGN, _BARRIER, _DEBRIS = (float(k) for k in (Kind.WALKER, Kind.CONE, Kind.SIGN, Kind.BARRIER, Kind.DEBRIS))
-_MOVING, _GONE = float(Phase.MOVING), float(Phase.GONE)
+_GONE = float(Phase.GONE)
 (
     _STATIC, _PEDESTRIAN, _VEHICLE, _LIGHT, _STOP, _MIN_SPEED, _YIELD, _TIMEOUT, _OUTSIDE, _DEVIATION, _BLOCKED, _LATE,
     _COMPLETED,
@@ -186,7 +186,7 @@ def collide(env, actors, awake, events, x, y):  # type: ignore[no-untyped-def]
         if kind in (_WALKER, _CONE):
             me[PHASE], me[PRESENT] = _GONE, 0.0
             continue
-        if me[PHASE] == _MOVING:
+        if me[PATH] >= 0.0:
             if me[SEES] == 0.0:  # as ``ActorFlow``: from the first collision on all of them look where they drive
                 for j in range(1, int(env[N_ACTORS])):
                     if actors[j, PATH] == me[PATH] and actors[j, SCENARIO] == me[SCENARIO]:
