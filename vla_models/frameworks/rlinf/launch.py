@@ -29,8 +29,8 @@ from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.learner import REPLAY_TOLERANCE
 from vla_models.training.routes import PLANS
-from vla_models.training.trainer import REPLAY_TOLERANCE
 from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
