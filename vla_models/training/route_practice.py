@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vla_models.interface import VLAInterface
 
 EVALUATED_AT_ONCE: Final = 16
-"""Rows of the held-out evaluation."""
+"""Rows of the held-out evaluation, at most."""
 BASELINES: Final = ("constant_velocity", "rule_based")
 """Drivers that every result is compared with."""
 
@@ -99,7 +99,12 @@ class RoutePractice(Practice):
     @cached_property
     def heldout(self) -> Bench2DriveEnv:
         """The routes to evaluate on."""
-        return make_route_env(self.config, "heldout", EVALUATED_AT_ONCE, self.spec)
+        return make_route_env(self.config, "heldout", self._heldout_rows, self.spec)
+
+    @property
+    def _heldout_rows(self) -> int:
+        env = self.config.environment
+        return EVALUATED_AT_ONCE if env.routes is not None else min(EVALUATED_AT_ONCE, env.heldout_scenes)
 
     # -- imitation -------------------------------------------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class RoutePractice(Practice):
 
     def baselines(self) -> dict[str, Result]:
         """Constant velocity and the rule-based driver. They see the world and not pictures, so none are drawn."""
-        blind = make_route_env(self.config, "heldout", EVALUATED_AT_ONCE, self.spec, cameras=())
+        blind = make_route_env(self.config, "heldout", self._heldout_rows, self.spec, cameras=())
         return {name: RouteResult(evaluate_routes(name, blind), tuple(blind.tokens)) for name in BASELINES}
 
     def heldout_arrays(self) -> dict[str, npt.NDArray[Any]]:
