@@ -138,7 +138,7 @@ def evaluate_routes(
         PlanError: if the model's plans are not those of the environment, or not finite.
         SceneError: if the world of every route failed.
     """
-    decide = _baseline(policy) if isinstance(policy, str) else _model(policy)
+    decide = decider(policy)
     total, rows = len(env.routes), env.num_envs
     waiting = deque(sorted(range(total), key=lambda i: -env.routes[i].length))
     at = [waiting.popleft() if waiting else 0 for _ in range(rows)]
@@ -185,11 +185,18 @@ def evaluate_routes(
     )
 
 
-_Decide = Callable[[Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
-"""Environment, its observation, R rows -> plans [R, T, 3], and whether each is one [R]."""
+Decide = Callable[
+    [Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
+]
+"""Environment, its observation, R rows -> plans [R, T, 3], and whether each is one [R] (what is none is not to be driven)."""
 
 
-def _baseline(name: str) -> _Decide:
+def decider(policy: VLAInterface | str) -> Decide:
+    """What ``policy``, a model or the name of a baseline, decides: see ``evaluate_routes``, whose errors it raises."""
+    return _baseline(policy) if isinstance(policy, str) else _model(policy)
+
+
+def _baseline(name: str) -> Decide:
     if name not in ROUTE_BASELINES:
         raise ConfigError(f"there is no baseline {name!r} for Bench2Drive; {did_you_mean(name, ROUTE_BASELINES)}")
     driver = ROUTE_BASELINES[name]
@@ -202,7 +209,7 @@ def _baseline(name: str) -> _Decide:
     return decide
 
 
-def _model(model: VLAInterface) -> _Decide:
+def _model(model: VLAInterface) -> Decide:
     def decide(
         env: Bench2DriveEnv, observation: Mapping[str, Any], rows: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
