@@ -137,6 +137,9 @@ def test_the_configured_environment_is_made(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(env, NavSimEnv)
     assert len(env.tokens) == 2
     assert env.reward == Reward("driving", {"collision": -2.0})
-    monkeypatch.setitem(environments.IDS, "navsim", "Elsewhere-v0")
-    with pytest.raises(ConfigError, match=r"has no Elsewhere-v0"):
-        make_vector_env(config, "train", 3)
+
+
+def test_an_environment_that_is_not_built_in_must_be_made_by_its_adapter(registry: Any) -> None:
+    registry.register_env_adapter("my_city", "rlinf", GoldenNavSim)
+    with pytest.raises(ConfigError, match=r"environment\.type: 'my_city' is not built in .*must override make_env"):
+        make_vector_env(VLAConfig.from_dict({"environment": {"type": "my_city"}}), "train", 3)
