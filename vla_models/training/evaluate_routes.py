@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vla_models.envs.bench2drive import Bench2DriveEnv
 from vla_models.errors import ConfigError, PlanError, SceneError, did_you_mean
-from vla_models.inputs import VLAInput, check_plan
+from vla_models.inputs import INVALID_PLAN, VLAInput, check_plan
 from vla_models.scenes.bench2drive.routes import Route
 from vla_models.scoring.bench2drive.abilities import abilities
 from vla_models.scoring.bench2drive.results import Record, episode_motion, write_results
@@ -50,9 +50,6 @@ ROUTE_SCORES: Final = (
 )  # fmt: skip
 """Numbers of a route: 0 to 100, 0 to 100, 0 to 1, 0 or 1, percent of the traffic's speed (NaN: there was none), 0 to 1 (share
 of smooth chunks, by Bench2Drive's own rule; NaN below three ticks)."""
-
-INVALID_PLAN: Final = 0.0
-"""What is driven in place of an answer that is no plan: all poses zero, so the car brakes until a plan comes."""
 
 
 @dataclass(frozen=True)

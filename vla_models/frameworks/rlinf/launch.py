@@ -29,6 +29,7 @@ from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.routes import PLANS
 from vla_models.training.trainer import REPLAY_TOLERANCE
 from vla_models.yaml_source import dump
 
@@ -125,8 +126,8 @@ def _check(config: VLAConfig) -> None:
         config,
         Path(),
         Path(),
-        horizon=1,
-        max_decisions=decisions or native_config.PPO_DECISIONS,
+        spec=PLANS,
+        max_decisions=decisions or config.training.decisions_per_step,
         observation=ObservationLayout({}, {}, False),
         record=RecordLayout({}, 1),
         devices=devices,
@@ -143,7 +144,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
         config,
         record.path,
         record.start,
-        horizon=record.model.spec.horizon,
+        spec=record.model.spec,
         max_decisions=adapter.decisions or decisions,
         observation=observation,
         record=layout,
@@ -157,7 +158,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
 
 def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[ObservationLayout, RecordLayout, int]:
     """How observations and records are packed, and the most decisions of an episode, from a few training scenes."""
-    env = adapter.make_env(config, "train", PROBED)
+    env = adapter.make_env(config, "train", PROBED, model.spec)
     try:
         observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
         model.eval()
