@@ -1,6 +1,7 @@
-"""A moment of the closed loop seen from above, for people: the ego drives up the page. Drawn with pillow, about 10 ms a picture.
+"""A moment of the closed loop seen from above, for people: the ego drives up the page.
 
-``bird`` draws NavSim's scenes with matplotlib, for papers; this one draws the frames of a film, on a town's lane graph.
+``bird`` draws NavSim's scenes with matplotlib, for papers; this one draws the
+frames of a film with pillow, on a town's lane graph.
 """
 
 from __future__ import annotations
@@ -176,9 +177,7 @@ class StreetMap:
             draw.polygon(corners, _STOP, "#ffffff", max(1, round(0.12 * scale)))
 
 
-def _draw_box(
-    draw: PIL.ImageDraw.ImageDraw, view: _View, box: FloatArray, fill: str, edge: str, front: str | None
-) -> None:
+def _draw_box(draw: PIL.ImageDraw.ImageDraw, view: _View, box: FloatArray, fill: str, edge: str, front: str | None) -> None:
     """A box [5]; ``front``: colour of a windscreen."""
     length, width = max(float(box[3]), 0.5), max(float(box[4]), 0.5)  # a cone would be too small to be seen
     corners = box_corners(float(box[0]), float(box[1]), float(box[2]), length, width)

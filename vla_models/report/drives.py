@@ -17,7 +17,7 @@ from vla_models.scenes.bench2drive.routes import Route
 from vla_models.scenes.lanes import FloatArray
 from vla_models.scoring.bench2drive.results import Record
 from vla_models.simulation.world import World
-from vla_models.training.evaluate_routes import INVALID_PLAN, decider
+from vla_models.training.evaluate_routes import decider
 
 if TYPE_CHECKING:
     from vla_models.interface import VLAInterface
@@ -64,7 +64,7 @@ def drive_route(policy: VLAInterface | str, env: Bench2DriveEnv, route: int | st
     over = False
     while not over:
         found, good = decide(env, observation, row)
-        plans.append(np.asarray(found[0] if good[0] else np.full_like(found[0], INVALID_PLAN), dtype=np.float32))
+        plans.append(np.asarray(found[0], dtype=np.float32))
         planned.append(bool(good[0]))
         observation, _, terminated, truncated, info = env.step(plans[-1][None])
         if not info["valid"][0]:

@@ -1,4 +1,4 @@
-"""A drive as a film (MP4, GIF) or as a sheet of pictures (PNG): what the cameras see, the town from above, how the score stands.
+"""A drive as a film (MP4, GIF) or a sheet of pictures (PNG): what the cameras see, the town from above, how the score stands.
 
 960 × 540 pixels in real time. The cameras are the model's own in mounting and field of view, in a size for people.
 """

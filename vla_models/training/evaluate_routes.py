@@ -150,8 +150,8 @@ def evaluate_routes(
         routes = np.array(at)[running]
         decisions[routes] += 1
         invalid[routes] += ~planned
-        driven = np.full((rows, env.plan_steps, 3), INVALID_PLAN)
-        driven[running[planned]] = plans[planned]
+        driven = np.zeros((rows, env.plan_steps, 3))
+        driven[running] = plans
         observation, _, terminated, truncated, info = env.step(driven)
         over, broken = np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_)
         for n in running.tolist():
@@ -182,10 +182,8 @@ def evaluate_routes(
     )
 
 
-Decide = Callable[
-    [Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
-]
-"""Environment, its observation, R rows -> plans [R, T, 3], and whether each is one [R] (what is none is not to be driven)."""
+Decide = Callable[[Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
+"""Environment, its observation, R rows -> plans [R, T, 3] to drive, and whether the answer was one [R] (else they brake)."""
 
 
 def decider(policy: VLAInterface | str) -> Decide:
@@ -220,6 +218,7 @@ def _model(model: VLAInterface) -> Decide:
         plans = check_plan(decided.waypoints, env.plan_steps, what="the model's plan")
         if plans.shape != (len(rows), env.plan_steps, 3):
             raise PlanError(f"the model answered {len(rows)} inputs with plans of shape {plans.shape}")
-        return plans, np.ones(len(rows), dtype=np.bool_) if decided.valid is None else np.asarray(decided.valid, dtype=np.bool_)
+        planned = np.ones(len(rows), dtype=np.bool_) if decided.valid is None else np.asarray(decided.valid, dtype=np.bool_)
+        return np.where(planned[:, None, None], plans, np.float32(INVALID_PLAN)), planned
 
     return decide
