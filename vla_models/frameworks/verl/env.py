@@ -1,7 +1,7 @@
 """Driving for verl's agent loops: one trajectory asks for an episode, and many of them share a VectorEnv.
 
-verl runs every trajectory as a coroutine of its own (verl/experimental/agent_loop). ``EpisodePool`` gathers those that wait into
-waves of ``rows`` (a group of one scene, as they come), begins a wave in one VectorEnv, and steps it whenever each of its
+verl runs every trajectory as a coroutine of its own (verl/experimental/agent_loop). ``EpisodePool`` gathers those that wait
+into waves of ``rows`` (a group of one scene, as they come), begins a wave in one VectorEnv, and steps it whenever each of its
 trajectories has decided. Blocking steps run in a bounded executor. The environment contract is all that is asked for
 (docs/architecture.md).
 """
@@ -124,11 +124,11 @@ class EpisodePool:
 
     async def _drive(self, members: list[Row]) -> None:
         """One wave, from its first observation to the end of its last episode."""
-        loop, episodes = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
+        episodes: Episodes | None = None
         try:
-            if self._idle:
-                episodes = self._idle.pop()
-            else:
+            episodes = self._idle.pop() if self._idle else None
+            if episodes is None:
                 episodes = Episodes(await loop.run_in_executor(self._executor, self._make_env))
             layout = ObservationLayout.of(episodes.env.single_observation_space)
             scenes = [row.scene for row in members]
@@ -146,7 +146,7 @@ class EpisodePool:
                     break
                 step = await loop.run_in_executor(self._executor, episodes.decide, plans)
                 for i in running:
-                    totals = {name: float(values[i]) for name, values in step.totals.items()}
+                    totals = {name: float(values[i]) for name, values in step.totals.items() if name != "valid"}
                     if np.isnan(step.rewards[i]):
                         members[i].fail(EpisodeFailed(f"scene {members[i].scene}: its world failed"))
                         continue
