@@ -191,7 +191,7 @@ def make(
         "trainer": {
             "project_name": "vla_models",
             "experiment_name": folder.name,
-            "logger": ["console", "file", "tensorboard"],
+            "logger": ["file", "tensorboard"],
             "n_gpus_per_node": devices,
             "nnodes": 1,
             "total_training_steps": training.steps,
