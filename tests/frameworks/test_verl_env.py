@@ -13,8 +13,10 @@ from toy_world import HORIZON, ToyDrive
 
 from vla_models.config import VLAConfig
 from vla_models.envs.navsim import NavSimEnv
+from vla_models.frameworks.episodes import Episodes
 from vla_models.frameworks.verl.env import EpisodeFailed, EpisodePool, VerlBench2DriveAdapter, VerlNavSimAdapter
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.routes import PLANS
 
 
 class CountedToy(ToyDrive):
@@ -68,7 +70,7 @@ def run(pool_of: Any, scenes: list[str], metres: list[float], **settings: Any) -
 
 def test_trajectories_share_environments_and_get_their_own_world(toy: type[CountedToy]) -> None:
     scenes = [f"go{i % 4}" for i in range(21)]
-    told = run(lambda: toy(4), scenes, [1.5 if i % 2 else 0.0 for i in range(21)])
+    told = run(lambda: Episodes(toy(4)), scenes, [1.5 if i % 2 else 0.0 for i in range(21)])
     assert toy.made <= 2
     for i, (scene, last) in enumerate(zip(scenes, told, strict=True)):
         alone = ToyDrive(1)
@@ -85,7 +87,7 @@ def test_trajectories_share_environments_and_get_their_own_world(toy: type[Count
 
 
 def test_a_failed_world_ends_its_trajectory_alone(toy: type[CountedToy]) -> None:
-    told = run(lambda: toy(4), ["go3", "crash0", "go3", "crash0"], [1.0] * 4)
+    told = run(lambda: Episodes(toy(4)), ["go3", "crash0", "go3", "crash0"], [1.0] * 4)
     assert [isinstance(t, EpisodeFailed) for t in told] == [False, True, False, True]
     assert str(told[1]) == "scene crash0: its world failed"
     assert told[0].totals["decisions"] == 4
@@ -93,7 +95,7 @@ def test_a_failed_world_ends_its_trajectory_alone(toy: type[CountedToy]) -> None
 
 def test_an_environment_that_raises_is_replaced_and_its_trajectories_say_why(toy: type[CountedToy]) -> None:
     toy.raises = ("go3", 1)
-    told = run(lambda: toy(1), ["go3", "go1", "go1"], [0.5] * 3, rows=1, environments=1)
+    told = run(lambda: Episodes(toy(1)), ["go3", "go1", "go1"], [0.5] * 3, rows=1, environments=1)
     assert str(told[0]) == "scene go3: OSError: the disk is gone"
     assert [t.totals["decisions"] for t in told[1:]] == [4, 4]
     assert toy.made == 2
@@ -103,7 +105,7 @@ def test_an_environment_that_raises_is_replaced_and_its_trajectories_say_why(toy
 
 def test_who_leaves_keeps_nobody_waiting(toy: type[CountedToy]) -> None:
     async def everyone() -> list[Any]:
-        pool = EpisodePool(lambda: toy(4), 4, 1)
+        pool = EpisodePool(lambda: Episodes(toy(4)), 4, 1)
         stays = [asyncio.create_task(drive(pool, "go3", 0.1)) for _ in range(3)]
         leaves = asyncio.create_task(drive(pool, "go3", 0.1, decisions=1))
         return list(await asyncio.gather(*stays, leaves, drive(pool, "go0", 2.0)))
@@ -116,7 +118,7 @@ def test_who_leaves_keeps_nobody_waiting(toy: type[CountedToy]) -> None:
 
 def test_a_plan_of_another_shape_is_refused_with_its_scene(toy: type[CountedToy]) -> None:
     async def wrong() -> Any:
-        pool = EpisodePool(lambda: toy(2), 2, 1)
+        pool = EpisodePool(lambda: Episodes(toy(2)), 2, 1)
         async with pool.episode("go1") as row:
             await row.decide(np.zeros((3, 3)))
 
@@ -124,18 +126,40 @@ def test_a_plan_of_another_shape_is_refused_with_its_scene(toy: type[CountedToy]
         asyncio.run(asyncio.wait_for(wrong(), 30))
 
 
+@pytest.mark.parametrize("invalid", [-2.0, "exclude"])
+def test_an_answer_that_is_no_plan_brakes_and_is_rewarded_or_left_out(toy: type[CountedToy], invalid: Any) -> None:
+    async def everyone() -> list[Any]:
+        pool = EpisodePool(lambda: Episodes(toy(2), invalid=invalid), 2, 1)
+
+        async def speechless() -> Any:
+            try:
+                async with pool.episode("go1") as row:
+                    return await row.decide(None)
+            except EpisodeFailed as e:
+                return e
+
+        return list(await asyncio.gather(speechless(), drive(pool, "go3", 0.5)))
+
+    answer, other = asyncio.run(asyncio.wait_for(everyone(), 30))
+    assert other.totals["decisions"] == 4.0
+    if invalid == "exclude":
+        assert str(answer) == "scene go1: the answer is no plan, and reward.invalid is exclude"
+    else:
+        assert (answer.reward, answer.totals["invalid_answers"]) == (-2.0, 1.0)
+
+
 def test_navsim_is_one_decision_and_scored_like_the_environment() -> None:
     scenes = visible_scenes(6)
 
     class Golden(VerlNavSimAdapter):
         @classmethod
-        def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+        def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
             return NavSimEnv(num_envs, scenes=scenes)
 
     plan = np.cumsum(np.tile(np.float32([2.0, 0.0, 0.0]), (8, 1)), axis=0)
 
     async def everyone() -> list[Any]:
-        pool = Golden(VLAConfig(), "train", rows=4, environments=1).pool
+        pool = Golden(VLAConfig(), "train", PLANS, rows=4, environments=1).pool
 
         async def one(scene: str) -> Any:
             async with pool.episode(scene) as row:

@@ -40,12 +40,12 @@ class Layout:
 def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]) -> Layout:
     """Try the model on ``PROBED`` training scenes, a row each.
 
-    make_env: ``make_env(config, "train", rows)`` gives the environment.
+    make_env: ``make_env(config, "train", rows, spec)`` gives the environment.
 
     Raises ``NotImplementedByModel`` for a model that cannot be trained, or lacks what the algorithm asks for, and
     ``DivergenceError`` for one that does not recompute what it sampled with.
     """
-    env = make_env(config, "train", PROBED)
+    env = make_env(config, "train", PROBED, model.spec)
     try:
         observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
         model.eval()

@@ -44,15 +44,15 @@ class Raising(NavSimEnv):
 @register_env_adapter("navsim", "verl")
 class GoldenNavSim(VerlNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
         return Raising(num_envs, scenes=scenes(part))
 
 
 @register_env_adapter("bench2drive", "verl")
 class ToyBench2Drive(VerlBench2DriveAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, horizon=8)
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
+        return ToyDrive(num_envs, horizon=spec.horizon)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from vla_models.errors import VLAModelsError
 from vla_models.frameworks.environments import make_vector_env
 from vla_models.frameworks.episodes import Episodes
 from vla_models.frameworks.observations import ObservationLayout, Packed
+from vla_models.inputs import INVALID_PLAN, VLASpec
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
@@ -58,6 +59,7 @@ class VerlEnvAdapter:
     Args:
         config: the run's configuration.
         part: training or held-out scenes.
+        spec: of the model that drives.
         rows: episodes that share a VectorEnv.
         environments: VectorEnvs at the same time, at most.
     """
@@ -65,13 +67,16 @@ class VerlEnvAdapter:
     decisions: ClassVar[int | None] = None
     """Decisions of an episode where the environment fixes them (NavSim: 1); None where episodes end when they end."""
 
-    def __init__(self, config: VLAConfig, part: Part, *, rows: int, environments: int) -> None:
-        self.pool = EpisodePool(lambda: self.make_env(config, part, rows), rows, environments)
+    def __init__(self, config: VLAConfig, part: Part, spec: VLASpec, *, rows: int, environments: int) -> None:
+        def make() -> Episodes:
+            return Episodes(self.make_env(config, part, rows, spec), invalid=config.reward.invalid)
+
+        self.pool = EpisodePool(make, rows, environments)
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Part, num_envs: int) -> VectorEnv:
-        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes)."""
-        return make_vector_env(config, part, num_envs)
+    def make_env(cls, config: VLAConfig, part: Part, num_envs: int, spec: VLASpec) -> VectorEnv:
+        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes); its plans are made as ``spec`` says."""
+        return make_vector_env(config, part, num_envs, spec)
 
 
 class VerlNavSimAdapter(VerlEnvAdapter):
@@ -87,8 +92,8 @@ class VerlBench2DriveAdapter(VerlEnvAdapter):
 class EpisodePool:
     """Episodes for coroutines of one event loop, in up to ``environments`` VectorEnvs of ``rows`` rows."""
 
-    def __init__(self, make_env: Callable[[], VectorEnv], rows: int, environments: int) -> None:
-        self._make_env, self.rows = make_env, rows
+    def __init__(self, make: Callable[[], Episodes], rows: int, environments: int) -> None:
+        self._make, self.rows = make, rows
         self._executor = ThreadPoolExecutor(environments, thread_name_prefix="episodes")
         self._idle: list[Episodes] = []
         self._slots = asyncio.Semaphore(environments)
@@ -129,7 +134,7 @@ class EpisodePool:
         try:
             episodes = self._idle.pop() if self._idle else None
             if episodes is None:
-                episodes = Episodes(await loop.run_in_executor(self._executor, self._make_env))
+                episodes = await loop.run_in_executor(self._executor, self._make)
             layout = ObservationLayout.of(episodes.env.single_observation_space)
             scenes = [row.scene for row in members]
             scenes += [scenes[0]] * (self.rows - len(scenes))  # rows that nobody asked for drive along
@@ -139,16 +144,20 @@ class EpisodePool:
             shape = episodes.env.single_action_space.shape
             while running := [i for i, row in enumerate(members) if not row.over]:
                 await asyncio.gather(*(members[i].decided.wait() for i in running))
-                plans = np.zeros((self.rows, *shape), dtype=np.float32)  # type: ignore[misc]
+                plans = np.full((self.rows, *shape), INVALID_PLAN, dtype=np.float32)  # type: ignore[misc]
+                planned = np.ones(self.rows, dtype=np.bool_)
                 for i in running:
-                    plans[i] = members[i].take(shape)
+                    plan = members[i].take(shape)
+                    planned[i] = plan is not None
+                    plans[i] = INVALID_PLAN if plan is None else plan
                 if all(row.over for row in members):
                     break
-                step = await loop.run_in_executor(self._executor, episodes.decide, plans)
+                step = await loop.run_in_executor(self._executor, episodes.decide, plans, planned)
                 for i in running:
                     totals = {name: float(values[i]) for name, values in step.totals.items() if name != "valid"}
                     if np.isnan(step.rewards[i]):
-                        members[i].fail(EpisodeFailed(f"scene {members[i].scene}: its world failed"))
+                        why = "its world failed" if planned[i] else "the answer is no plan, and reward.invalid is exclude"
+                        members[i].fail(EpisodeFailed(f"scene {members[i].scene}: {why}"))
                         continue
                     over = bool(step.terminated[i] | step.truncated[i])
                     seen = row_of(layout, step.observation, i)
@@ -175,8 +184,11 @@ class Row:
         self.decided = asyncio.Event()
         self._plan: npt.NDArray[np.floating[Any]] | None = None
 
-    async def decide(self, plan: npt.NDArray[np.floating[Any]]) -> Decision:
-        """Drive a plan [T, 3]; ``EpisodeFailed`` where the world or its environment failed."""
+    async def decide(self, plan: npt.NDArray[np.floating[Any]] | None) -> Decision:
+        """Drive a plan [T, 3]; None is an answer that is no plan (``reward.invalid`` says what becomes of it).
+
+        ``EpisodeFailed`` where the world or its environment failed, or the episode is left out.
+        """
         self.answer = asyncio.get_running_loop().create_future()
         self._plan = plan
         self.decided.set()
@@ -190,15 +202,14 @@ class Row:
         self.answer.cancel()
         self.decided.set()
 
-    def take(self, shape: Any) -> npt.NDArray[np.floating[Any]]:
-        """The plan that was decided on; zeros where the trajectory has left, or where its plan has another shape (told)."""
+    def take(self, shape: Any) -> npt.NDArray[np.floating[Any]] | None:
+        """The plan that was decided on; None where there is none, or one of another shape (told)."""
         plan, self._plan = self._plan, None
-        if plan is None:
-            return np.zeros(shape)
-        self.decided.clear()
-        if plan.shape != shape:
+        if not self.over:
+            self.decided.clear()
+        if plan is not None and plan.shape != shape:
             self.fail(EpisodeFailed(f"scene {self.scene}: a plan of shape {plan.shape}; the environment takes {shape}"))
-            return np.zeros(shape)
+            return None
         return plan
 
     def tell(self, decision: Decision) -> None:

@@ -27,10 +27,12 @@ from vla_models.frameworks.verl import native as native_config
 from vla_models.frameworks.verl import runner
 from vla_models.frameworks.verl.compat import check_version
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
+    from vla_models.inputs import VLASpec
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     if done < steps:
         variables = _variables(record.path, done)
         path = write(_translate(config, record, variables), record.path)
-        write_scenes(config, record.path)
+        write_scenes(config, record.path, record.model.spec)
         evaluation = runner.run(path, record, Path(variables["VERL_FILE_LOGGER_PATH"]))
     else:
         record.load(runner.read_weights(runner.checkpoints(record.path) / f"global_step_{done}"))
@@ -81,7 +83,7 @@ def dry_run(config: VLAConfig) -> str:
     settings = _translate(config, record, _variables(record.path, 0))
     record.model.save_pretrained(record.start)
     path = write(settings, record.path)
-    write_scenes(config, record.path)
+    write_scenes(config, record.path, record.model.spec)
     warm = config.training.imitation.steps
     note = f"# The warm start ({warm} imitation steps) is not part of this: it starts from {record.start}.\n" if warm else ""
     how = f"# verl's native configuration: {path}\n{note}# Start it with verl's own launcher:\n#   {command(path, settings)}"
@@ -104,11 +106,11 @@ def write(settings: Mapping[str, Any], run: Path) -> Path:
     return path
 
 
-def write_scenes(config: VLAConfig, run: Path) -> None:
+def write_scenes(config: VLAConfig, run: Path, spec: VLASpec) -> None:
     """Write the names of the training and held-out scenes, which verl's dataset reads."""
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
     for part in ("train", "heldout"):
-        env = adapter.make_env(config, part, 1)
+        env = adapter.make_env(config, part, 1, spec)
         data = {
             "part": part,
             "source": config.environment.type,
@@ -123,7 +125,9 @@ def _check(config: VLAConfig) -> None:
     """Everything that can be refused before the model is built and a folder is made."""
     native_config.check_config(config)
     nothing = Layout(ObservationLayout({}, {}, False), RecordLayout({}, 1), 1, False)
-    native_config.check(native_config.make(config, Path(), Path(), nothing, decisions=None, machine=_machine({})), config)
+    native_config.check(
+        native_config.make(config, Path(), Path(), PLANS, nothing, decisions=None, machine=_machine({})), config
+    )
 
 
 def _translate(config: VLAConfig, record: FrameworkRun, variables: Mapping[str, str]) -> dict[str, Any]:
@@ -134,6 +138,7 @@ def _translate(config: VLAConfig, record: FrameworkRun, variables: Mapping[str, 
         config,
         record.path,
         record.start,
+        record.model.spec,
         layout,
         decisions=adapter.decisions,
         machine=_machine(variables),

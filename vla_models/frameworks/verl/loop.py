@@ -22,6 +22,7 @@ from vla_models.config import VLAConfig
 from vla_models.frameworks.verl.env import Decision, EpisodeFailed, EpisodePool, Part, Row
 from vla_models.frameworks.verl.model import ACTION, OBSERVATION
 from vla_models.frameworks.verl.native import AGENTS
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
 
 log = logging.getLogger(__name__)
@@ -79,22 +80,13 @@ class EpisodeLoop(AgentLoopBase):
             answer, output = await self.ask(row, sampling_params)
             decided = time.monotonic()
             outputs.append(output)
-            if not answer.extra_fields["valid"]:
-                if self.settings.invalid == "exclude":
-                    raise EpisodeFailed(f"scene {row.scene}: the answer is no plan, and reward.invalid is exclude")
-                output.score = float(self.settings.invalid)
-                break
-            told = await row.decide(answer.extra_fields["plan"])
+            told = await row.decide(answer.extra_fields["plan"] if answer.extra_fields["valid"] else None)
             output.score = told.reward
             spent["generate"] += decided - started
             spent["drive"] += time.monotonic() - decided
         last = outputs[-1]
         last.metrics = AgentLoopMetrics(generate_sequences=spent["generate"], tool_calls=spent["drive"])
-        totals = {} if told is None else told.totals
-        rewards = sum(output.score for output in outputs)
-        last.extra_fields["reward_extra_info"] = {
-            **totals, "return": rewards, "decisions": float(len(outputs)), "no_plan": float(told is None or not told.over),
-        }  # fmt: skip
+        last.extra_fields["reward_extra_info"] = told.totals
         for output in outputs:
             output.num_turns = len(outputs)
         return outputs
@@ -111,7 +103,8 @@ class EpisodeLoop(AgentLoopBase):
             config = VLAConfig.from_yaml(self.settings.config)
             adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
             rows, environments = int(self.settings.rows), int(self.settings.environments)
-            self._pools[key] = adapter(config, part, rows=rows, environments=environments).pool
+            spec = VLASpec(**self.settings.spec)
+            self._pools[key] = adapter(config, part, spec, rows=rows, environments=environments).pool
         return self._pools[key]
 
 

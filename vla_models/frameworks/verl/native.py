@@ -21,6 +21,7 @@ from vla_models.model_registry import VLAModelRegistry
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
     from vla_models.frameworks.probing import Layout
+    from vla_models.inputs import VLASpec
 
 Route = Literal["record", "tokens"]
 AGENTS: Final[Mapping[str, str]] = MappingProxyType({"record": "vla_models_record", "tokens": "vla_models_tokens"})
@@ -38,8 +39,6 @@ NEW_KEYS: Final = (
     "actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs", "ray_kwargs.ray_init",
 )  # fmt: skip
 """Places in verl's configuration where keys may stand that its own files do not have."""
-PPO_GAMMA: Final = 0.99
-"""Discount between the decisions of an episode under PPO (RLinf's embodied examples use it, too)."""
 _FP32: Final = MappingProxyType({"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"})
 _OPTIMIZERS: Final = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 _PACKAGE: Final = "pkg://vla_models.frameworks.verl"
@@ -69,6 +68,7 @@ def make(
     config: VLAConfig,
     folder: Path,
     start: Path,
+    spec: VLASpec,
     layout: Layout,
     *,
     decisions: int | None,
@@ -81,6 +81,7 @@ def make(
         config: what the user wrote.
         folder: the run's folder (it holds config.yaml).
         start: checkpoint that the model is loaded from.
+        spec: of the model: how its plans are made.
         layout: of observations and records.
         decisions: of an episode where the environment fixes them (``VerlEnvAdapter.decisions``).
         machine: where the run starts.
@@ -131,8 +132,8 @@ def make(
             "max_dropped": 0.1,
             "rows": group,
             "environments": 8,
-            "gamma": (1.0 if one_decision else PPO_GAMMA) if ppo else None,
-            "invalid": config.reward.invalid,
+            "gamma": (1.0 if one_decision else algorithm.gamma) if ppo else None,
+            "spec": {"horizon": spec.horizon, "dt": spec.dt, "controller": spec.controller},
         },
         "data": {
             "custom_cls": {"path": f"{_PACKAGE}.dataset", "name": "DrivingDataset"},
