@@ -33,6 +33,8 @@ BUILTIN_MODELS: Mapping[str, str] = {
 BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
     ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
     ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
+    ("navsim", "verl"): "vla_models.frameworks.verl.env:VerlNavSimAdapter",
+    ("bench2drive", "verl"): "vla_models.frameworks.verl.env:VerlBench2DriveAdapter",
 }
 """Environment adapters of this package: (environment, framework) -> ``module:class``; one that a user registers goes first."""
 

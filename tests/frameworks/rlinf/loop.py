@@ -21,10 +21,10 @@ from toy_world import HORIZON, ToyDrive
 
 from vla_models.config import VLAConfig
 from vla_models.envs.navsim import NavSimEnv
+from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.rlinf import native as native_config
 from vla_models.frameworks.rlinf.compat import find
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter
-from vla_models.frameworks.rlinf.launch import lay_out
 from vla_models.frameworks.rlinf.model import RLinfPolicy
 from vla_models.inputs import VLASpec
 from vla_models.model_registry import create_model
@@ -93,18 +93,17 @@ def setting(
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
-    observation, record, longest = lay_out(config, model, adapter)
+    layout = lay_out(config, model, adapter.make_env)
     native = native_config.make(
-        config, folder, folder / "model", spec=model.spec, max_decisions=adapter.decisions or longest,
-        observation=observation, record=record, devices=0,
+        config, folder, folder / "model", spec=model.spec, max_decisions=adapter.decisions or layout.max_decisions,
+        observation=layout.observation, record=layout.record, devices=0,
     )  # fmt: skip
     native_config.check(native, 0)
     cfg = OmegaConf.create(native)
     side = cfg.env.train if part == "train" else cfg.env.eval
     env = adapter(side, side.total_num_envs // place[1], place[0], place[1])
-    policy = RLinfPolicy(
-        model, observation, record, value_coef=config.algorithm.value_coef, with_values=bool(cfg.actor.model.add_value_head)
-    )
+    value_coef, with_values = config.algorithm.value_coef, bool(cfg.actor.model.add_value_head)
+    policy = RLinfPolicy(model, layout.observation, layout.record, value_coef=value_coef, with_values=with_values)
     return Setting(cfg, env, policy, config)
 
 
