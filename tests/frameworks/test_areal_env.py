@@ -21,7 +21,9 @@ from vla_models.envs.navsim import NavSimEnv
 from vla_models.errors import SceneError, VLAModelsError
 from vla_models.frameworks.areal.blocking import EpisodeTimeout, Threads
 from vla_models.frameworks.areal.env import AReaLBench2DriveAdapter, AReaLEnvAdapter, AReaLNavSimAdapter, EnvironmentPool
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.routes import PLANS
 
 
 class Broken(RuntimeError):
@@ -305,14 +307,20 @@ def test_make_pool_makes_the_configured_environment() -> None:
 
     class Mine(AReaLNavSimAdapter):
         @classmethod
-        def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-            asked.append((config, part, num_envs))
+        def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
+            asked.append((config, part, num_envs, spec))
             return ToyDrive(num_envs)
 
     async def borrow() -> None:
-        config = VLAConfig.from_dict({})
-        pool = Mine.make_pool(config, "heldout", environments=1, threads=1, limit=1.0)
-        async with Mine(pool, 3):
-            assert asked == [(config, "heldout", 3)]
+        config = VLAConfig.from_dict({"reward": {"invalid": -2.0}})
+        pool = Mine.make_pool(config, "heldout", PLANS, environments=1, threads=1, limit=1.0)
+        async with Mine(pool, 3) as adapter:
+            assert asked == [(config, "heldout", 3, PLANS)]
+            await adapter.aexecute("reset", {"scene": "go1"})
+            plans = plan(1.0, 3)
+            plans[1] = np.nan  # an answer that is no plan
+            rewards = (await adapter.aexecute("step", {"plan": plans}))["reward"]
+            assert rewards.tolist() == [-1.0, -2.0, -1.0]
+            assert (await adapter.aexecute("score"))["invalid_answers"].tolist() == [0.0, 1.0, 0.0]
 
     run(borrow())

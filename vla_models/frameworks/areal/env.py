@@ -13,9 +13,10 @@ also after a cancellation. An environment that raised, or did not answer in time
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -24,6 +25,7 @@ from vla_models.errors import SceneError, VLAModelsError, did_you_mean
 from vla_models.frameworks.areal.blocking import EpisodeTimeout, Job, Threads
 from vla_models.frameworks.environments import make_vector_env
 from vla_models.frameworks.episodes import Episodes
+from vla_models.inputs import VLASpec
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
@@ -41,8 +43,8 @@ TOOLS: list[dict[str, Any]] = [
     },
     {
         "name": "step",
-        "description": "Execute a plan: T poses (x, y, heading), metres and radians in the ego frame. Returns the observation, "
-        "reward, terminated, truncated and over.",
+        "description": "Execute a plan: T poses (x, y, heading), metres and radians in the ego frame; NaN for an answer that is "
+        "no plan. Returns the observation, reward, terminated, truncated and over.",
         "parameters": {
             "type": "object",
             "properties": {"plan": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}},
@@ -58,18 +60,32 @@ TOOLS: list[dict[str, Any]] = [
 """What ``list_tools`` returns, as JSON schemas."""
 
 
+MAKING_SECONDS: Final = 1800.0
+"""How long an environment may take to be made: its scenes may have to be built."""
+
+
 class EnvironmentPool:
     """Environments that episodes borrow, and the threads in which they work. It belongs to one event loop.
 
     Args:
-        make: makes an environment with so many rows; called in a thread.
+        make: makes an environment with so many rows; called in a thread, one call at a time.
         environments: most environments that are alive at a time; an episode waits for one to come free.
         threads: most calls into environments at a time.
         limit: seconds that one call may take.
+        invalid: reward of an answer that is no plan (``reward.invalid``).
     """
 
-    def __init__(self, make: Callable[[int], VectorEnv], *, environments: int, threads: int, limit: float) -> None:
-        self.make, self.limit = make, limit
+    def __init__(
+        self,
+        make: Callable[[int], VectorEnv],
+        *,
+        environments: int,
+        threads: int,
+        limit: float,
+        invalid: float | Literal["exclude"] = 0.0,
+    ) -> None:
+        self.make, self.limit, self.invalid = make, limit, invalid
+        self._making = threading.Lock()
         self.threads = Threads(threads)
         self.counts = {"begun": 0, "closed": 0, "failed": 0, "timed_out": 0, "cancelled": 0}
         """Episodes: ``begun`` is the sum of the others when none is alive; ``closed`` ones came to ``aclose`` in order."""
@@ -84,9 +100,9 @@ class EnvironmentPool:
         idle = self._idle.get(rows)
         if idle:
             return idle.pop()
-        job = self.threads.submit(lambda: Episodes(self.make(rows)))
+        job = self.threads.submit(lambda: self._make(rows))
         try:
-            episodes: Episodes = await self.threads.wait(job, max(self.limit, 600.0))  # making one may build its scenes
+            episodes: Episodes = await self.threads.wait(job, max(self.limit, MAKING_SECONDS))
         except BaseException:
             if job.future.running():  # cancelled meanwhile: the next one gets it
                 loop = asyncio.get_running_loop()
@@ -95,6 +111,10 @@ class EnvironmentPool:
             raise
         self.made += 1
         return episodes
+
+    def _make(self, rows: int) -> Episodes:
+        with self._making:  # what they share, scenes above all, is built and cached once
+            return Episodes(self.make(rows), invalid=self.invalid)
 
     def _keep(self, made: Future[Episodes]) -> None:
         if made.exception() is None:
@@ -140,18 +160,27 @@ class AReaLEnvAdapter:
         """Why the environment cannot be used again."""
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
-        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes)."""
-        return make_vector_env(config, part, num_envs)
+    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec) -> VectorEnv:
+        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes); its plans are made as ``spec`` says."""
+        return make_vector_env(config, part, num_envs, spec)
 
     @classmethod
     def make_pool(
-        cls, config: VLAConfig, part: Literal["train", "heldout"], *, environments: int, threads: int, limit: float
+        cls,
+        config: VLAConfig,
+        part: Literal["train", "heldout"],
+        spec: VLASpec,
+        *,
+        environments: int,
+        threads: int,
+        limit: float,
     ) -> EnvironmentPool:
         """A pool of this adapter's environments (see ``EnvironmentPool``)."""
-        return EnvironmentPool(
-            lambda rows: cls.make_env(config, part, rows), environments=environments, threads=threads, limit=limit
-        )
+
+        def make(rows: int) -> VectorEnv:
+            return cls.make_env(config, part, rows, spec)
+
+        return EnvironmentPool(make, environments=environments, threads=threads, limit=limit, invalid=config.reward.invalid)
 
     async def ainitialize(self) -> None:
         """Borrow an environment; waits while all are in use."""
@@ -225,7 +254,8 @@ class AReaLEnvAdapter:
             raise SceneError(
                 f"a plan of shape {list(np.shape(plan))} was given; expected [{self.rows}, T, 3], or [T, 3] for one"
             )
-        decided = await self._do(lambda: episodes.decide(plans))
+        planned = ~np.isnan(plans).all(axis=(1, 2))
+        decided = await self._do(lambda: episodes.decide(plans, planned))
         self._observation, self._totals = decided.observation, decided.totals
         return {
             "observation": decided.observation,
