@@ -24,7 +24,7 @@ from gymnasium.vector import VectorEnv
 from vla_models.errors import SceneError, VLAModelsError, did_you_mean
 from vla_models.frameworks.areal.blocking import EpisodeTimeout, Job, Threads
 from vla_models.frameworks.environments import make_vector_env
-from vla_models.frameworks.episodes import Episodes
+from vla_models.frameworks.episodes import Episodes, Row
 from vla_models.inputs import VLASpec
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ TOOLS: list[dict[str, Any]] = [
     },
     {
         "name": "step",
-        "description": "Execute a plan: T poses (x, y, heading), metres and radians in the ego frame; NaN for an answer that is "
-        "no plan. Returns the observation, reward, terminated, truncated and over.",
+        "description": "Execute a plan: T poses (x, y, heading), metres and radians in the ego frame; NaN for an answer that "
+        "is no plan. Returns the observation, reward, terminated, truncated and over.",
         "parameters": {
             "type": "object",
             "properties": {"plan": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}},
@@ -252,9 +252,9 @@ class AReaLEnvAdapter:
         plans = plans[None] if plans.ndim == 2 else plans
         if plans.ndim != 3 or plans.shape[::2] != (self.rows, 3):
             raise SceneError(
-                f"a plan of shape {list(np.shape(plan))} was given; expected [{self.rows}, T, 3], or [T, 3] for one"
+                f"a plan of shape {list(np.shape(plan))} was given, not [{self.rows}, T, 3] (or [T, 3] where rows are 1)"
             )
-        planned = ~np.isnan(plans).all(axis=(1, 2))
+        planned: Row = ~np.asarray(np.isnan(plans).all(axis=(1, 2)), dtype=np.bool_)
         decided = await self._do(lambda: episodes.decide(plans, planned))
         self._observation, self._totals = decided.observation, decided.totals
         return {
