@@ -119,11 +119,15 @@ class RouteCameras:
         self._views = Prepared(_view, keep)
 
     def draw(
-        self, world: World, routes: Sequence[Route], rows: Sequence[int], before: Mapping[str, npt.NDArray[np.uint8]] | None
+        self,
+        world: World,
+        routes: Sequence[Route],
+        rows: Sequence[int] | None = None,
+        before: Mapping[str, npt.NDArray[np.uint8]] | None = None,
     ) -> dict[str, npt.NDArray[np.uint8]]:
         """camera -> uint8 [N, H, W, 3]; ``routes``: what each environment drives.
 
-        Only ``rows`` are drawn, the others keep what they saw ``before``. Lights of junctions that an episode does not know (no
+        Only ``rows`` (left out: all) are drawn, the others keep what they saw ``before``. Lights of junctions that an episode does not know (no
         path of it leads there) are drawn red. Who is nowhere, because its world failed, sees black.
         """
         if before is None:
@@ -136,10 +140,10 @@ class RouteCameras:
             self._rig = Rig(self.specs)
         frames = {}
         ego = world.ego
-        for n in rows:
+        for n in range(len(world)) if rows is None else rows:
             view, lights = self._views(routes[n])
             if np.isfinite(ego[n]).all():
-                frames[n] = view.frame(ego[n, :3], _actors(world, n), _light_states(world, n, lights, routes[n].town))
+                frames[n] = view.frame(ego[n, :3], _actors(world, n), light_states_now(world, n, lights, routes[n].town))
             else:
                 for part in images.values():
                     part[n] = 0
@@ -176,7 +180,7 @@ def _actors(world: World, n: int) -> Actors:
     )
 
 
-def _light_states(world: World, n: int, lights: FloatArray, town: str) -> npt.NDArray[np.int8]:
+def light_states_now(world: World, n: int, lights: FloatArray, town: str) -> npt.NDArray[np.int8]:
     """[T] states of a route's lights (their poses [T, 3]), which are some of the town's."""
     rows, states = world.light_states(n)
     out = np.full(len(lights), RED, dtype=np.int8)
