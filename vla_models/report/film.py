@@ -243,7 +243,7 @@ def _write_sheet(path: Path, env: Bench2DriveEnv, drive: Drive) -> Path:
         small = frame.resize((width, height), PIL.Image.Resampling.LANCZOS)
         sheet.paste(small, (k % 2 * width, k // 2 * height))
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.quantize(256).save(temporary, format="PNG", optimize=True)
     return path
 
 
