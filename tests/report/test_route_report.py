@@ -30,7 +30,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.to_yaml(run / "config.yaml")
     for name in ("imitation", "model"):
         create_model("tiny_vla", dim=16, layers=1, heads=2).save_pretrained(run / "checkpoints" / name)
-    routes = make_route_env(config, "heldout", 1, pictures=False).routes
+    routes = make_route_env(config, "heldout", 1, cameras=()).routes
     arrays = {"tokens": np.array([route.id for route in routes]), "scenarios": np.array([route.theme for route in routes])}
     for k, name in enumerate(DRIVERS):
         arrays |= {f"{name}_{key}": np.full(4, 0.5) for key in ROUTE_NUMBERS}
