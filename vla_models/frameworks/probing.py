@@ -34,8 +34,8 @@ class Layout:
     max_decisions: int
     """Most decisions of an episode."""
     masked: bool
-    """Whether ``evaluate_actions`` may leave parts of a decision uncounted: it did, or decisions differ in their number of parts,
-    so that a batch of them is filled up."""
+    """Whether ``evaluate_actions`` may leave parts of a decision uncounted: it did, or decisions differ in their number of
+    parts, so that a batch of them is filled up."""
 
 
 def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]) -> Layout:
