@@ -127,8 +127,8 @@ class RouteCameras:
     ) -> dict[str, npt.NDArray[np.uint8]]:
         """camera -> uint8 [N, H, W, 3]; ``routes``: what each environment drives.
 
-        Only ``rows`` (left out: all) are drawn, the others keep what they saw ``before``. Lights of junctions that an episode does not know (no
-        path of it leads there) are drawn red. Who is nowhere, because its world failed, sees black.
+        Only ``rows`` (left out: all) are drawn, the others keep what they saw ``before``. Lights of junctions that an episode
+        does not know (no path of it leads there) are drawn red. Who is nowhere, because its world failed, sees black.
         """
         if before is None:
             images = {spec.name: np.zeros((len(world), spec.height, spec.width, 3), np.uint8) for spec in self.specs}

@@ -231,7 +231,7 @@ class RoutePractice(Practice):
 
     def baselines(self) -> dict[str, Result]:
         """Constant velocity and the rule-based driver. They see the world and not pictures, so none are drawn."""
-        blind = make_route_env(self.config, "heldout", self._heldout_rows, self.spec, pictures=False)
+        blind = make_route_env(self.config, "heldout", self._heldout_rows, self.spec, cameras=())
         return {name: RouteResult(evaluate_routes(name, blind), tuple(blind.tokens)) for name in BASELINES}
 
     def heldout_arrays(self) -> dict[str, npt.NDArray[Any]]:
