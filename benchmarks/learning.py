@@ -48,7 +48,7 @@ def on_cpu(framework: str) -> bool:
     folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
     if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
         return False
-    os.environ["RLINF_EXT_MODULE"] = "cpu_shim"
+    os.environ |= json.loads((folder / "cpu_shim.json").read_text())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     return True
 

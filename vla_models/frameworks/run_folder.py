@@ -115,6 +115,11 @@ class FrameworkRun:
         Also marks the framework's own checkpoint of that step as complete, so call it last.
         """
         self.load(weights)
+        return self.keep_model(step, self.model)
+
+    def keep_model(self, step: int, model: VLAInterface) -> Path:
+        """As ``keep_checkpoint``, of a model that holds the framework's weights already; it is ``model`` from now on."""
+        self.model = model
         folder = self.path / "checkpoints" / f"update-{step:07d}"
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)
