@@ -106,6 +106,13 @@ class VLAConfig(Section):
                 f"environment.type: navsim needs plans over {NAVSIM_HORIZON_S} s, and {self.model.name} plans {spec.horizon} × "
                 f"{spec.dt} s; set its spec to VLASpec(horizon=8, dt=0.5, …)"
             )
+        if self.environment.type == "bench2drive" and (
+            unseen := [c for c in spec.cameras if c not in self.environment.cameras]
+        ):
+            problems.append(
+                f"environment.cameras: {self.model.name} also looks through {', '.join(unseen)}; write "
+                f"[{', '.join([*self.environment.cameras, *unseen])}]"
+            )
         if self.training.steps > 0 and (lacking := model.missing("trained")):
             problems.append(f"model.name: {self.model.name} cannot be trained: it does not implement {' and '.join(lacking)}")
         if self.algorithm.name == "ppo" and self.training.steps > 0 and not spec.has_value:
