@@ -13,13 +13,12 @@ from typing import Final
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 
 from vla_models.envs.bench2drive import Bench2DriveEnv
 from vla_models.envs.route_views import RouteCameras, light_states_now
 from vla_models.errors import ConfigError, MissingDependency
 from vla_models.files import atomic_path
-from vla_models.render.overhead import INK, MARK, STYLES, Moment, StreetMap
+from vla_models.render.overhead import INK, MARK, STYLES, Moment, StreetMap, font
 from vla_models.render.rigs import bench2drive_cameras
 from vla_models.report.drives import Drive, Shot, play
 from vla_models.scenes.surroundings import surroundings
@@ -208,13 +207,13 @@ def _legend(picture: PIL.Image.Image, kinds: Sequence[str]) -> None:
         y = picture.height - 14 - 17 * (len(shown) - 1 - k)
         fill, edge = STYLES[name]
         draw.rectangle([9, y - 5, 19, y + 5], fill, edge)
-        draw.text((25, y), name, INK, PIL.ImageFont.load_default(13), anchor="lm", stroke_width=2, stroke_fill=_PAPER)
+        draw.text((25, y), name, INK, font(13), anchor="lm", stroke_width=2, stroke_fill=_PAPER)
 
 
 def _text(
     draw: PIL.ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, anchor: str = "la"
 ) -> None:
-    draw.text(at, text, colour, PIL.ImageFont.load_default(size), anchor=anchor)
+    draw.text(at, text, colour, font(size), anchor=anchor)
 
 
 def _short(text: str, most: int) -> str:
