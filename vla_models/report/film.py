@@ -23,7 +23,7 @@ from vla_models.render.rigs import bench2drive_cameras
 from vla_models.report.drives import Drive, Shot, play
 from vla_models.scenes.surroundings import surroundings
 from vla_models.scenes.towns import load_town
-from vla_models.scoring.bench2drive.events import FAILURES, KIND, OTHER, PENALTIES, PLACE_X, PLACE_Y, TICK, VALUE, Event
+from vla_models.scoring.bench2drive.events import FAILURES, KIND, PENALTIES, PLACE_X, PLACE_Y, TICK, VALUE, Event
 from vla_models.scoring.bench2drive.rewards import standing
 from vla_models.simulation.tables import TICK as TICK_SECONDS
 from vla_models.simulation.tables import Kind
@@ -186,11 +186,11 @@ class _Painter:
             kind = Event(int(row[KIND]))
             colour = _GOOD if kind == Event.ROUTE_COMPLETED else MARK
             _text(draw, (left, y), f"{row[TICK] * TICK_SECONDS:5.1f} s", 14, colour)
-            _text(draw, (left + 60, y), _short(WORDS[kind], 40) + _cost(kind, float(row[VALUE]), float(row[OTHER])), 14, colour)
+            _text(draw, (left + 60, y), WORDS[kind] + _cost(kind, float(row[VALUE])), 14, colour)
             y += 21
 
 
-def _cost(kind: Event, value: float, other: float) -> str:
+def _cost(kind: Event, value: float) -> str:
     """What an event does to the score."""
     if kind == Event.OUTSIDE_ROUTE_LANES:
         return f"  x {1.0 - value / 100.0:.2f}"
