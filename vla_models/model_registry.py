@@ -31,6 +31,8 @@ BUILTIN_MODELS: Mapping[str, str] = {
 """Models of this package: name -> module whose import registers it."""
 
 BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
+    ("navsim", "areal"): "vla_models.frameworks.areal.env:AReaLNavSimAdapter",
+    ("bench2drive", "areal"): "vla_models.frameworks.areal.env:AReaLBench2DriveAdapter",
     ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
     ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
     ("navsim", "verl"): "vla_models.frameworks.verl.env:VerlNavSimAdapter",

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bring_your_own_model  # noqa: F401 - a stranger's model, registers my_vla
 import small_models  # noqa: F401 - registers models
 import torch
 from golden import visible_scenes
 from gymnasium.vector import VectorEnv
 from omegaconf import OmegaConf
-from toy_world import HORIZON, ToyDrive
+from toy_world import ToyDrive
 
 from vla_models.config import VLAConfig
 from vla_models.envs.navsim import NavSimEnv
@@ -37,6 +38,8 @@ class GoldenNavSim(RLinfNavSimAdapter):
 
 
 class ToyBench2Drive(RLinfBench2DriveAdapter):
+    """The toy world in the place of Bench2Drive, for what must be told to the digit."""
+
     crashing = False
 
     @classmethod
@@ -48,8 +51,14 @@ class CrashingBench2Drive(ToyBench2Drive):
     crashing = True
 
 
-ENVIRONMENTS = {"navsim": GoldenNavSim, "bench2drive": ToyBench2Drive}
-HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
+ENVIRONMENTS = {"navsim": GoldenNavSim, "bench2drive": RLinfBench2DriveAdapter}
+BENCH2DRIVE = {
+    "train_towns": ["Town01"], "heldout_towns": ["Town02"], "train_scenes": 4, "heldout_scenes": 2,
+    "scenario_types": ["DynamicObjectCrossing", "VanillaSignalizedTurnEncounterRedLight"],
+    "max_ticks": 40, "camera": {"width": 32, "height": 24},
+}  # fmt: skip
+"""Four short episodes of four decisions on real routes."""
+HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow", "my_vla")
 
 
 def configuration(environment: str, model: str, algorithm: str = "grpo") -> VLAConfig:
@@ -57,15 +66,14 @@ def configuration(environment: str, model: str, algorithm: str = "grpo") -> VLAC
     if name == "tiny_vla":
         options: dict[str, Any] = {"dim": 32, "layers": 1, "heads": 2}
     else:
-        options = {"horizon": 8 if environment == "navsim" else HORIZON}
+        options = {}
     section = {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {})
-    reward = {"type": "pdms"} if environment == "navsim" else {"type": "driving", "weights": {"success": 1.0}}
     data: dict[str, Any] = {
         "framework": "rlinf",
         "model": section,
-        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
-        "reward": reward,
-        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head else 0.01},
+        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2}
+        | (BENCH2DRIVE if environment == "bench2drive" else {}),
+        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head or name == "my_vla" else 0.01},
         "training": {"steps": 2, "scenes_per_step": 2, "eval_every": 2, "checkpoint_every": 2, "threads": 1},
     }
     data["training"]["imitation"] = {"steps": 0, "batch_size": 4}
