@@ -97,7 +97,7 @@ def weights_arrived(folder: Path) -> None:
 
 
 def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(tmp_path: Path) -> None:
-    model = {"name": "tiny_vla", "options": {"dim": 32, "layers": 1, "heads": 2, "image_size": [32, 64]}}
+    model = {"name": "my_vla", "options": {"dim": 32}}  # examples/bring_your_own_model.py, which knows nothing of verl
     settings = config("navsim", "grpo", model, framework_options={"vla_models": {"max_dropped": 0.5}},
                       algorithm={"entropy_coef": 0.001, "kl_coef": 0.01})  # fmt: skip
     broken = visible_scenes(6)[0].token
