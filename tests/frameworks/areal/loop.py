@@ -139,9 +139,8 @@ def setting(folder: Path, config: VLAConfig, adapter: Any = None, monkeypatch: A
     areal = structured(native)
     actor = VLAPPOActor(areal.actor)
     actor.create_process_group()
-    actor.initialize(
-        ft_spec=FinetuneSpec(1, config.training.steps * config.training.scenes_per_step, config.training.scenes_per_step)
-    )
+    each = config.training.scenes_per_step
+    actor.initialize(ft_spec=FinetuneSpec(1, config.training.steps * each, each))
     rollout = VLAInferenceEngine(areal.rollout)
     rollout.initialize(engine_id="0", train_data_parallel_size=1, seed=config.seed)
     actor.connect_engine(rollout, None)
