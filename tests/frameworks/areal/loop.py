@@ -126,13 +126,13 @@ def setting(folder: Path, config: VLAConfig, adapter: Any = None, monkeypatch: A
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
     start = model.save_pretrained(folder / "start")
-    _, layout, _ = lay_out(config, model, adapter.make_env)
+    layout = lay_out(config, model, adapter.make_env)
     native = native_config.make(config, folder, start, folder / "tokenizer", 0)
     native_config.check(native)
     spec = {"horizon": model.spec.horizon, "dt": model.spec.dt, "controller": model.spec.controller}
     limits = {key: native["vla"][key] for key in ("environments", "threads", "limit")}
     settings = {
-        "config": str(folder / "config.yaml"), "route": "record", "record": layout.to_dict(), "spec": spec,
+        "config": str(folder / "config.yaml"), "route": "record", "record": layout.record.to_dict(), "spec": spec,
         "environments": limits,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))

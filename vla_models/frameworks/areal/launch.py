@@ -134,7 +134,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
         tokens[:] = env.tokens
         return env
 
-    _, layout, _ = lay_out(config, record.model, make)
+    layout = lay_out(config, record.model, make)
     folder = record.path / "areal"
     settings = native_config.make(config, record.path, record.start, folder / "tokenizer", torch.cuda.device_count())
     native_config.check(settings)
@@ -144,7 +144,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
     what = {
         "config": str((record.path / "config.yaml").resolve()),
         "route": ours["route"],
-        "record": layout.to_dict(),
+        "record": layout.record.to_dict(),
         "spec": {key: value for key, value in asdict(spec).items() if key in ("horizon", "dt", "controller")},
         "environments": {key: ours[key] for key in ("environments", "threads", "limit")},
         "model": str(record.start.resolve()),
