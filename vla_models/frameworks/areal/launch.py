@@ -157,7 +157,10 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
         env = adapter.make_env(config, "heldout", 1, spec)
         heldout = list(env.tokens)
         env.close()
-    return Translated(settings, [tokens[i] for i in order], heldout)
+    made = Translated(settings, [tokens[i] for i in order], heldout)
+    scenes = {"train": made.train_scenes, "heldout": made.heldout_scenes}
+    (folder / runner.SCENES).write_text(json.dumps(scenes) + "\n", encoding="utf-8")
+    return made
 
 
 def _remember_sources(config: VLAConfig) -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SETTINGS: Final = "settings.json"
 """In ``areal/``: what the workflow needs, in whatever process it runs."""
+SCENES: Final = "scenes.json"
+"""In ``areal/``: names of scenes in the order in which they are driven."""
 
 
 def run(
