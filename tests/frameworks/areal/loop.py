@@ -59,7 +59,9 @@ def configuration(environment: str, model: str, *overrides: str) -> VLAConfig:
     elif name.startswith("small"):
         options = {"horizon": 8 if environment == "navsim" else HORIZON}
     section = {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {})
-    reward = {"type": "pdms"} if environment == "navsim" else {"type": "driving", "weights": {"success": 1.0}}
+    # untrained plans score 0 almost always; these terms tell them apart
+    weights = {"off_road": -1.0, "wrong_way": -1.0, "comfort": 0.5, "ttc": 0.5} if environment == "navsim" else {"success": 1.0}
+    reward = {"type": "driving", "weights": weights}
     data: dict[str, Any] = {
         "framework": "areal",
         "seed": 1,

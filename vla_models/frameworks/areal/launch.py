@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vla_models
+from vla_models.files import atomic_path
 from vla_models.frameworks.areal import compat, runner
 from vla_models.frameworks.areal import native as native_config
 from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
+from vla_models.interface import VLAForDriving
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.checkpoint import data_order
 from vla_models.yaml_source import dump
@@ -66,7 +68,8 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     _remember_sources(config)
     record = FrameworkRun(config, resume)
     log.info("run folder: %s", record.path)
-    runner.adopt(record)
+    if native_config.route(config) == "record":
+        runner.adopt(record)
     record.prepare()
     steps, done = config.training.steps, record.done()
     evaluation: dict[str, float] = {}
@@ -75,7 +78,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
         write(made.native, record.path)
         evaluation = runner.run(made.native, record, made.train_scenes, made.heldout_scenes)
     else:
-        record.load(runner.read_weights(record.path, done))
+        record.replace_model(VLAForDriving.from_pretrained(record.path / "checkpoints" / f"update-{done:07d}"))
     return record.finish(steps, lambda: evaluation)
 
 
@@ -136,7 +139,10 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
 
     layout = lay_out(config, record.model, make)
     folder = record.path / "areal"
-    settings = native_config.make(config, record.path, record.start, folder / "tokenizer", torch.cuda.device_count())
+    start, tokenizer = record.start, folder / "tokenizer"
+    if native_config.route(config) == "tokens":
+        start = tokenizer = _plain(config, record)
+    settings = native_config.make(config, record.path, start, tokenizer, torch.cuda.device_count())
     native_config.check(settings)
     spec = record.model.spec
     ours = settings["vla"]
@@ -147,7 +153,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
         "record": layout.record.to_dict(),
         "spec": {key: value for key, value in asdict(spec).items() if key in ("horizon", "dt", "controller")},
         "environments": {key: ours[key] for key in ("environments", "threads", "limit")},
-        "model": str(record.start.resolve()),
+        "model": str((folder / "model" if ours["route"] == "tokens" else record.start).resolve()),
     }
     (folder / runner.SETTINGS).write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
     each = config.training.scenes_per_step
@@ -161,6 +167,19 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> Translated:
     scenes = {"train": made.train_scenes, "heldout": made.heldout_scenes}
     (folder / runner.SCENES).write_text(json.dumps(scenes) + "\n", encoding="utf-8")
     return made
+
+
+def _plain(config: VLAConfig, record: FrameworkRun) -> Path:
+    """The checkpoint that the token route starts from; the run's model is the one around it from now on."""
+    from vla_models.frameworks.areal import tokens
+
+    plain = record.path / "areal" / "start"
+    if not plain.exists():
+        with atomic_path(plain) as temporary:
+            tokens.export(record.model, temporary)
+    record.replace_model(tokens.adopt(config, plain))
+    record.model.save_pretrained(record.path / "areal" / "model")
+    return plain
 
 
 def _remember_sources(config: VLAConfig) -> None:

@@ -42,7 +42,7 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
     root = str((folder / "areal" / "run").resolve())
     late = int(_option(config, "rollout", "max_head_offpolicyness", 0))
     decoupled = late > 0
-    devices = max(1, devices)
+    accelerated, devices = devices > 0, max(1, devices)
     optimizer = {
         "type": "sgd" if training.optimizer.type == "sgd" else "adam",
         "lr": training.optimizer.lr,
@@ -55,11 +55,11 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
         "min_lr_ratio": 0.02,
         "warmup_steps_proportion": (training.warmup_steps + 1e-6) / max(1, training.steps),
     }
-    engine = {
+    engine: dict[str, Any] = {
         **names,
         "path": str(start.resolve()),
         "backend": f"fsdp:d{devices}",
-        "attn_impl": "sdpa",
+        "attn_impl": "flash_attention_2" if accelerated else "sdpa",
         "dtype": "float32",
         "temperature": algorithm.temperature,
         "weight_update_mode": "disk",
@@ -246,6 +246,13 @@ def check(native: Mapping[str, Any]) -> None:
             problems.append("framework_options.enable_offload: the record route does not offload its model; leave it out")
         if not str(actor["backend"]).startswith("fsdp:d"):
             problems.append(f"framework_options.actor.backend: {actor['backend']!r}; on the record route give fsdp:d<number>")
+    else:
+        must("gconfig", "top_p", 1.0, "servers report log-probabilities of the whole distribution (algorithm.top_p)")
+        if actor["attn_impl"] == "sdpa" and not actor["mb_spec"].get("max_tokens_per_mb"):
+            problems.append(
+                "framework_options.actor.attn_impl: with sdpa AReaL lets sequences that are packed together see each other; "
+                "use flash_attention_2, or set actor.mb_spec.max_tokens_per_mb so low that no two fit together"
+            )
     if native["recover"]["mode"] not in ("on", "auto"):
         problems.append("framework_options.recover.mode: without it no checkpoint is written; it must be on")
     if problems:

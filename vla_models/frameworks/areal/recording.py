@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,6 +14,11 @@ from vla_models.frameworks.areal.sequences import Staleness
 
 if TYPE_CHECKING:
     from vla_models.frameworks.run_folder import FrameworkRun
+
+
+def plain_folder(run: Path, step: int) -> Path:
+    """Where the token route leaves its weights after ``step`` updates, as a plain transformers checkpoint."""
+    return run / "areal" / f"plain-{step:07d}"
 
 
 class Recorder:

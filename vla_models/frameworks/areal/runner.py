@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SETTINGS: Final = "settings.json"
 """In ``areal/``: what the workflow needs, in whatever process it runs."""
+SERVERS: Final = "AREAL_LLM_SERVER_ADDRS"
+"""AReaL's variable with the addresses of inference servers."""
 SCENES: Final = "scenes.json"
 """In ``areal/``: names of scenes in the order in which they are driven."""
 
@@ -36,10 +38,15 @@ def run(
 ) -> dict[str, float]:
     """Train to the end in AReaL; returns the means of its last evaluation (empty without one).
 
-    The model of ``record`` holds the trained weights afterwards.
+    The model of ``record`` holds the trained weights afterwards (the last update's checkpoint is always kept).
     """
     config = structured(native)
-    done, steps = record.done(), record.config.training.steps
+    if native["vla"]["route"] == "tokens" and config.scheduler.type is None and not os.environ.get(SERVERS):
+        raise ConfigError(
+            f"framework_options.vla.route: tokens needs an inference server; start SGLang on {config.actor.path} and set "
+            f"{SERVERS}=host:port, or let AReaL start it with framework_options.scheduler.type: local"
+        )
+    done = record.done()
     with _environment(controller=config.scheduler.type is not None):
         from areal.utils import name_resolve
 
@@ -49,9 +56,14 @@ def run(
         write_tokenizer(Path(config.tokenizer_path))
         _clean_names(config.cluster.name_resolve, record.path)
         name_resolve.reconfigure(config.cluster.name_resolve)
-        recorder = Recorder(record, lambda step: read_weights(record.path, step))
         settings = str((record.path / "areal" / SETTINGS).resolve())
-        kind: Any = trainers.RecordTrainer if native["vla"]["route"] == "record" else trainers.RecordedTrainer
+        kind: Any = trainers.RecordTrainer
+        recorder = Recorder(record, lambda step: read_weights(record.path, step))
+        if native["vla"]["route"] == "tokens":
+            from vla_models.frameworks.areal import tokens
+
+            kind = trainers.TokenTrainer
+            recorder.weights = lambda step: tokens.read_weights(record.config, record.path, step)
         workflow = DrivingWorkflow(settings, "train")
         eval_workflow = DrivingWorkflow(settings, "heldout")
         trainer = kind(config, recorder, train_scenes, heldout_scenes, workflow, eval_workflow)
@@ -67,7 +79,6 @@ def run(
             trainer.close()
             for pool in (workflow, eval_workflow):
                 pool.close()
-    record.load(read_weights(record.path, steps))
     return recorder.evaluation
 
 

@@ -11,12 +11,14 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 from areal import PPOTrainer
+from areal.api import SaveLoadMeta
 from areal.utils.environ import is_single_controller
 from datasets import Dataset
 
 from vla_models.errors import SceneError
 from vla_models.frameworks.areal.engine import VLAPPOActor
 from vla_models.frameworks.areal.inference import VLAInferenceEngine
+from vla_models.frameworks.areal.recording import plain_folder
 from vla_models.frameworks.areal.sequences import Staleness, staleness
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class WatchedLoader:
 
 
 class RecordedTrainer(PPOTrainer):
-    """AReaL's trainer with our run folder listening; its engines are AReaL's own (token route).
+    """AReaL's trainer with our run folder listening.
 
     Args:
         config: AReaL's ``GRPOConfig``.
@@ -150,11 +152,23 @@ class RecordedTrainer(PPOTrainer):
         self.recorder.update(step, committed, self._late)
         if self._due is not None and self.recorder.is_due(step):
             super()._save_recover_checkpoint(*self._due)
+            self._export_weights(step)
             self.recorder.checkpoint(step)
+
+    def _export_weights(self, step: int) -> None:
+        """Write what ``Recorder.weights`` reads, if the checkpoint just written is not that."""
+
+
+class TokenTrainer(RecordedTrainer):
+    """AReaL's own engines."""
+
+    def _export_weights(self, step: int) -> None:
+        folder = plain_folder(self.recorder.record.path, step)
+        self.actor.save(SaveLoadMeta(str(folder), "hf", False, self.tokenizer, self.processor, None))
 
 
 class RecordTrainer(RecordedTrainer):
-    """The same with our engines: any model with a record."""
+    """Our engines: any model with a record."""
 
     def _create_train_engine(self, actor_config: Any, alloc: Any) -> Any:
         if is_single_controller():

@@ -46,7 +46,13 @@ class DrivingWorkflow(RolloutWorkflow):
         self.part = part
         self.config = VLAConfig.from_yaml(self.settings["config"])
         self.adapter = VLAModelRegistry.get_env_adapter(self.config.environment.type, "areal")
-        self.policy: Policy = RecordPolicy(self.config, self.settings)
+        self.policy: Policy
+        if self.settings["route"] == "tokens":
+            from vla_models.frameworks.areal.tokens import TokenPolicy
+
+            self.policy = TokenPolicy(self.config, self.settings)
+        else:
+            self.policy = RecordPolicy(self.config, self.settings)
         self.rejected: Counter[str] = Counter()
         """Groups that were rejected, by reason (``REASONS``)."""
         self.last_failure = ""
