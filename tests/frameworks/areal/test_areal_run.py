@@ -75,9 +75,8 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(launch: Launch) -> None:
         assert (row["invalid"], row["staleness_max"], row["too_old"]) == (0, 0, 0)
         assert row["parts"] == 2 * 4 * 8
     assert any(row["grad_norm"] > 0 for row in learned)
-    start, first, last = (weights(folder / "checkpoints" / n) for n in ("imitation", "update-0000001", "update-0000002"))
-    assert changed(start, first) > 1e-5
-    assert changed(first, last) > 1e-5
+    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
+    assert changed(start, last) > 1e-5
     assert changed(weights(folder / "checkpoints" / "model"), last) == 0.0
     VLAForDriving.from_pretrained(folder / "checkpoints" / "update-0000002")  # what vla-models eval reads
     evaluated = [row for row in rows if row["phase"] == "eval"]
@@ -100,7 +99,7 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(launch: Launch) -> None:
     assert launch(settings, resume=folder) == folder
     again = read_metrics(folder)
     assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
-    assert changed(first, weights(folder / "checkpoints" / "update-0000002")) > 1e-5
+    assert changed(start, weights(folder / "checkpoints" / "update-0000002")) > 1e-5
 
     # and as if what AReaL goes on from had been lost
     shutil.rmtree(folder / "checkpoints" / "update-0000002")
