@@ -65,7 +65,7 @@ def test_every_problem_is_named_at_once() -> None:
         ("actor.gae_lambda=0.9", r"actor\.gae_lambda"),
         (
             "actor.mask_no_eos_with_zero=true",
-            r"overlong_reward_penalty and mask_no_eos_with_zero are about texts; leave them out",
+            r"mask_no_eos_with_zero are about texts; leave them out",
         ),
         ("rollout.consumer_batch_size=3", r"consumer_batch_size: 3 rollouts are counted for an update of 4"),
         ("rollout.max_head_offpolicyness=-1", r"give 0 \(synchronous\) or more"),
