@@ -2,7 +2,7 @@
 
 One step is sampled, scored, replayed and differentiated in this process through the framework's adapter, without the
 framework's own transport between processes, so the share that is printed is an upper bound of the share in a run. CPU time of
-this thread is measured: what the model and the environment take is inside the adapter's calls and is taken off. Writes
+this thread is measured (of the process, where the adapter has threads of its own): what the model and the environment take is inside the adapter's calls and is taken off. Writes
 ``benchmarks/results/frameworks_<framework>.json``.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,18 +31,18 @@ RESULTS = Path(__file__).parent / "results"
 class Clock:
     """CPU seconds spent inside the functions that it wraps (not counted twice where one calls another)."""
 
-    def __init__(self) -> None:
-        self.seconds, self._depth = 0.0, 0
+    def __init__(self, now: Callable[[], float] = time.thread_time) -> None:
+        self.seconds, self._depth, self.now = 0.0, 0, now
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started, self._depth = time.thread_time(), self._depth + 1
+            started, self._depth = self.now(), self._depth + 1
             try:
                 return function(*args, **kwargs)
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self.seconds += time.thread_time() - started
+                    self.seconds += self.now() - started
 
         return timed
 
@@ -77,7 +78,71 @@ def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clo
     return once, outer, inner
 
 
-STEPS = {"rlinf": rlinf_step}
+def areal_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clock, Clock]:
+    """One step through AReaL's adapters, one group after the other (several threads work, one at a time); AReaL's actor learns."""
+    import asyncio
+    from types import SimpleNamespace
+
+    from areal.api import FinetuneSpec
+
+    from vla_models.frameworks.areal import native, runner
+    from vla_models.frameworks.areal.deciding import Decider
+    from vla_models.frameworks.areal.driving import drive
+    from vla_models.frameworks.areal.engine import VLAPPOActor
+    from vla_models.frameworks.areal.policies import RecordPolicy
+    from vla_models.frameworks.probing import lay_out
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29610"}
+    torch.manual_seed(config.seed)
+    model = create_model(config.model.name, **config.model.arguments())
+    kind = VLAModelRegistry.get_env_adapter(config.environment.type, "areal")
+    layout = lay_out(config, model, kind.make_env)
+    start = model.save_pretrained(folder / "start")
+    settings = runner.structured(native.make(config, folder, start, folder, 0))
+    actor = VLAPPOActor(settings.actor)
+    actor.create_process_group()
+    actor.initialize(ft_spec=FinetuneSpec(1, config.training.scenes_per_step * 100, config.training.scenes_per_step))
+    outer, inner = Clock(time.process_time), Clock(time.process_time)
+    decider = Decider(model, seed=config.seed, most_rows=256)
+    actor.replay = outer.wrap(actor.replay)  # type: ignore[method-assign]
+    for part in (model, actor.model):
+        part.evaluate_actions = inner.wrap(part.evaluate_actions)  # type: ignore[method-assign]
+    model.predict = inner.wrap(model.predict)  # type: ignore[method-assign]
+    scenes: list[str] = []
+
+    def make(rows: int) -> Any:
+        env = kind.make_env(config, "train", rows, model.spec)
+        scenes[:] = env.tokens
+        env.step, env.reset = inner.wrap(env.step), inner.wrap(env.reset)
+        return env
+
+    async def decide(inputs: Any, sampling: Any) -> Any:
+        return await asyncio.wrap_future(decider.decide(inputs, sampling))
+
+    engine, policy = SimpleNamespace(adecide=decide), RecordPolicy(config, {"record": layout.record.to_dict()})
+    make(1)
+
+    async def groups() -> list[Any]:
+        from vla_models.frameworks.areal.env import EnvironmentPool
+
+        pool = EnvironmentPool(make, environments=1, threads=1, limit=600.0)
+        made = []
+        for scene in scenes[: config.training.scenes_per_step]:
+            async with kind(pool, config.algorithm.group_size) as adapter:
+                driven = await drive(adapter, policy, engine, scene)
+            made.append(driven.trajectory(normalize=config.algorithm.normalize_advantage))
+        pool.close()
+        return [group for group in made if group is not None]
+
+    rollout = outer.wrap(lambda: asyncio.run(groups()))
+
+    def once() -> None:
+        actor.ppo_update(actor.compute_advantages(rollout()))
+
+    return once, outer, inner
+
+
+STEPS = {"areal": areal_step, "rlinf": rlinf_step}
 
 
 def main() -> None:
@@ -95,9 +160,9 @@ def main() -> None:
         once()  # compiles
         for _ in range(args.steps):
             outer.seconds = inner.seconds = 0.0
-            started = time.thread_time()
+            started = outer.now()
             once()
-            rows.append({"step_s": time.thread_time() - started, "adapter_s": outer.seconds - inner.seconds})
+            rows.append({"step_s": outer.now() - started, "adapter_s": outer.seconds - inner.seconds})
     shares = [row["adapter_s"] / row["step_s"] for row in rows]
     print("| framework | plans | step (CPU s) | in our adapter (CPU s) | share |")
     print("|---|---|---|---|---|")

@@ -81,7 +81,9 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     base = ["framework=areal", "training.eval_every=0", "training.threads=1", "framework_options.vla.threads=64"]
     results = {}
-    print("| bound | wall-clock of the updates (s) | reward of the last updates | held-out score | age, mean | age, most | too old |")
+    print(
+        "| bound | wall-clock of the updates (s) | reward of the last updates | held-out score | age, mean | age, most | too old |"
+    )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as runs:
         for bound in args.bounds:
