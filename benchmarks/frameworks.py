@@ -2,8 +2,8 @@
 
 One step is sampled, scored, replayed and differentiated in this process through the framework's adapter, without the
 framework's own transport between processes, so the share that is printed is an upper bound of the share in a run. CPU time of
-this thread is measured (of the process, where the adapter has threads of its own): what the model and the environment take is inside the adapter's calls and is taken off. Writes
-``benchmarks/results/frameworks_<framework>.json``.
+this thread is measured (of the process, where the adapter has threads of its own): what the model and the environment take is
+inside the adapter's calls and is taken off. Writes ``benchmarks/results/frameworks_<framework>.json``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clo
 
 
 def areal_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clock, Clock]:
-    """One step through AReaL's adapters, one group after the other (several threads work, one at a time); AReaL's actor learns."""
+    """One step through AReaL's adapters, one group after the other, so that its threads take turns; AReaL's actor learns."""
     import asyncio
     from types import SimpleNamespace
 

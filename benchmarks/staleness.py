@@ -2,9 +2,9 @@
 
 The same training in NavSim with ``max_head_offpolicyness`` 0 (synchronous), 1, 2 and 4 (asynchronous, decoupled loss), in an
 environment whose episodes take unevenly long, as those of a simulator do: each scoring waits for a time drawn from a log-normal
-distribution, so that a batch's slowest group takes several times the mean. Prints for each bound the wall-clock time, the reward
-at the end, how old the decisions were that were trained on, and how many of their parts were older than the bound: AReaL bounds
-how many rollouts are begun, not how old each of them is. Writes ``benchmarks/results/staleness_areal.json`` with every update.
+distribution, so that a batch's slowest group takes several times the mean. Prints for each bound the wall-clock time, the
+reward at the end, how old the decisions were that were trained on, and how many of their parts were older than the bound: AReaL
+bounds how many rollouts are begun, not how old each of them is. Writes ``benchmarks/results/staleness_areal.json`` with every update.
 """
 
 from __future__ import annotations

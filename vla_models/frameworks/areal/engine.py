@@ -38,7 +38,7 @@ from vla_models.frameworks.areal.sequences import PAYLOAD
 from vla_models.frameworks.records import unpack
 from vla_models.frameworks.user_code import import_sources
 from vla_models.interface import VLAForDriving, VLAInterface
-from vla_models.training.trainer import HALF_TOLERANCE, REPLAY_TOLERANCE
+from vla_models.training.learner import HALF_TOLERANCE, REPLAY_TOLERANCE
 
 KEPT: Final = 2
 """Checkpoints to go on from that are kept: a crash while one is written leaves the one before."""
