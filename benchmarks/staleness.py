@@ -4,7 +4,7 @@ The same training in NavSim with ``max_head_offpolicyness`` 0 (synchronous), 1, 
 environment whose episodes take unevenly long, as those of a simulator do: each scoring waits for a time drawn from a log-normal
 distribution, so that a batch's slowest group takes several times the mean. Prints for each bound the wall-clock time, the
 reward at the end, how old the decisions were that were trained on, and how many of their parts were older than the bound: AReaL
-bounds how many rollouts are begun, not how old each of them is. Writes ``benchmarks/results/staleness_areal.json`` with every update.
+bounds how many rollouts are begun, not how old each of them is. Writes ``benchmarks/results/staleness_areal.json``.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     base = ["framework=areal", "training.eval_every=0", "training.threads=1", "framework_options.vla.threads=64"]
     results = {}
-    print(
-        "| bound | wall-clock of the updates (s) | reward of the last updates | held-out score | age, mean | age, most | too old |"
-    )
+    print("| bound | wall-clock (s) | reward of the last updates | held-out score | age, mean | age, most | too old |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as runs:
         for bound in args.bounds:
