@@ -21,10 +21,13 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 
 class Server:
-    """``with Server(checkpoint) as server: server.address``."""
+    """``with Server(checkpoint) as server: server.address``.
 
-    def __init__(self, checkpoint: Path, delay: float = 0.0) -> None:
-        self.delay, self.paused = delay, False
+    held: from this request on, answers stop after their first token until generation has been paused once.
+    """
+
+    def __init__(self, checkpoint: Path, held: int | None = None) -> None:
+        self.held, self.paused = held, False
         self.generated = self.updates = self.aborts = 0
         self.loaded: list[str] = []
         self._load(str(checkpoint))
@@ -85,7 +88,10 @@ class Server:
         pictures = dict(self.processor(images=decoded, return_tensors="pt"))
         reason: dict[str, Any] = {"type": "length", "length": sampling["max_new_tokens"]}
         self.generated += 1
-        for _ in range(sampling["max_new_tokens"]):
+        held = self.held is not None and self.generated > self.held
+        for written in range(sampling["max_new_tokens"]):
+            while held and written == 1 and not (self.paused or self.updates):
+                await asyncio.sleep(0.05)
             if self.paused:
                 self.aborts += 1
                 reason = {"type": "abort", "message": "Abort during weight update"}
@@ -96,7 +102,7 @@ class Server:
             if token in sampling["stop_token_ids"]:
                 reason = {"type": "stop", "matched": token}
                 break
-            await asyncio.sleep(self.delay)
+            await asyncio.sleep(0)
         meta = {"finish_reason": reason, "output_token_logprobs": out, "prompt_tokens": len(asked["input_ids"])}
         return web.json_response({"text": "", "meta_info": meta | {"completion_tokens": len(out)}})
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from areal.api import InferenceEngine
 from areal.api.io_struct import LocalInfServerInfo
 from areal.infra import RolloutController, WorkflowExecutor
+from areal.infra.platforms import current_platform
 from areal.infra.remote_inf_engine import RemoteInfEngine
 from areal.utils import logging as areal_logging
 from areal.utils import perf_tracer, stats_tracker
@@ -58,7 +59,7 @@ class VLAInferenceEngine(InferenceEngine):
         """Load the model, unless it is shared, and start AReaL's executor. ``seed`` and the engine's id seed the samples."""
         import_sources()
         if self._decider is None:
-            model = VLAForDriving.from_pretrained(self.config.model)
+            model = VLAForDriving.from_pretrained(self.config.model).to(current_platform.current_device())
             stream = random_stream(seed, f"engine-{engine_id or 0}", 0)
             self._decider = Decider(model, seed=stream, most_rows=MOST_ROWS)
         self._executor = WorkflowExecutor(config=self.config, inference_engine=self)

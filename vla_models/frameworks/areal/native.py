@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vla_models.errors import ConfigError, did_you_mean
+from vla_models.frameworks.user_code import SOURCES
 from vla_models.model_registry import VLAModelRegistry
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
     late = int(_option(config, "rollout", "max_head_offpolicyness", 0))
     decoupled = late > 0
     accelerated, devices = devices > 0, max(1, devices)
+    # what AReaL's workers need to find this package and the classes that a script registered
+    workers = {name: os.environ[name] for name in (SOURCES, "PYTHONPATH") if os.environ.get(name)}
     optimizer = {
         "type": "sgd" if training.optimizer.type == "sgd" else "adam",
         "lr": training.optimizer.lr,
@@ -63,7 +66,7 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
         "dtype": "float32",
         "temperature": algorithm.temperature,
         "weight_update_mode": "disk",
-        "scheduling_spec": [{"cpu": 1, "gpu": 1 if devices > 1 else 0, "mem": 4, "env_vars": {}}],
+        "scheduling_spec": [{"cpu": 1, "gpu": int(accelerated), "mem": 4, "env_vars": workers}],
         "mb_spec": {"n_mbs": 1},
     }
     made: dict[str, Any] = {
@@ -95,7 +98,7 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
             "max_concurrent_rollouts": training.scenes_per_step * (late + 1),
             "max_head_offpolicyness": late,
             "check_trajectory_format": False,  # sequences.check looks closer
-            "scheduling_spec": [{"cpu": 1, "gpu": 0, "mem": 4, "env_vars": {}}],
+            "scheduling_spec": [{"cpu": 1, "gpu": int(accelerated), "mem": 4, "env_vars": workers}],
         },
         "actor": {
             **engine,

@@ -64,9 +64,15 @@ def run(
 
             kind = trainers.TokenTrainer
             recorder.weights = lambda step: tokens.read_weights(record.config, record.path, step)
-        workflow = DrivingWorkflow(settings, "train")
-        eval_workflow = DrivingWorkflow(settings, "heldout")
-        trainer = kind(config, recorder, train_scenes, heldout_scenes, workflow, eval_workflow)
+        workflows: list[Any] = [DrivingWorkflow(settings, "train"), DrivingWorkflow(settings, "heldout")]
+        arguments: dict[str, Any] = {}
+        if config.scheduler.type is not None:  # made by the workers
+            workflows = [f"{DrivingWorkflow.__module__}.{DrivingWorkflow.__name__}"] * 2
+            arguments = {
+                "workflow_kwargs": {"settings": settings, "part": "train"},
+                "eval_workflow_kwargs": {"settings": settings, "part": "heldout"},
+            }
+        trainer = kind(config, recorder, train_scenes, heldout_scenes, *workflows)
         try:
             began = 0 if trainer.recover_info is None else trainer.recover_info.last_step_info.global_step + 1
             if began != done:
@@ -74,11 +80,12 @@ def run(
                     f"{record.path}: AReaL would go on after {began} updates, and the last whole checkpoint is that of {done}; "
                     "start a new run from checkpoints/update-<n> with model.checkpoint_path"
                 )
-            trainer.run()
+            trainer.run(**arguments)
         finally:
             trainer.close()
-            for pool in (workflow, eval_workflow):
-                pool.close()
+            for workflow in workflows:
+                if isinstance(workflow, DrivingWorkflow):
+                    workflow.close()
     return recorder.evaluation
 
 
