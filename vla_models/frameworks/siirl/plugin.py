@@ -1,0 +1,65 @@
+"""What every process of siiRL loads, so that it finds our worker, models and environments: ``setup`` is Ray's worker hook.
+
+siiRL has a hook for the graph and for the reward. Where it has none, a name of one of its modules is given another value here,
+and nowhere else: ``get_worker_classes`` (a fixed table), ``Tracking`` (so that its numbers also reach the run's folder), and a
+stand-in for torchvision.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from vla_models.frameworks.siirl.compat import base_environment, check, without_torchvision
+from vla_models.frameworks.user_code import import_sources
+
+HOOK: Final = "vla_models.frameworks.siirl.plugin.setup"
+"""Ray's ``worker_process_setup_hook``."""
+LOG: Final = "VLA_MODELS_SIIRL_LOG"
+"""Environment variable: file that gets a row for each thing that siiRL logs."""
+
+
+def setup() -> None:
+    """Before a Ray worker does anything: what siiRL is imported with, and what a user's script registered."""
+    without_torchvision()
+    import_sources()
+
+
+def register() -> None:
+    """Put our worker, environments and log into siiRL. Raises ``MissingDependency`` where siiRL cannot run here."""
+    check()
+    without_torchvision()
+    dagworker: Any = importlib.import_module("siirl.dag_worker.dagworker")
+    from siirl.execution.dag import NodeRole
+
+    from vla_models.frameworks.siirl.env import SiirlEnvAdapter
+    from vla_models.frameworks.siirl.worker import DriveWorker
+
+    base_environment().register(SiirlEnvAdapter)
+    roles = (NodeRole.ROLLOUT, NodeRole.ACTOR, NodeRole.REFERENCE)
+    dagworker.get_worker_classes = lambda config, strategy: dict.fromkeys(roles, DriveWorker)
+    if LOG in os.environ:
+        tracking: Any = importlib.import_module("siirl.utils.logger.tracking")
+        if not issubclass(tracking.Tracking, _Marked):
+            tracking.Tracking = _recording(tracking.Tracking, Path(os.environ[LOG]))
+
+
+class _Marked:
+    """Base of a ``Tracking`` that records."""
+
+
+def _recording(base: type[Any], path: Path) -> type[Any]:
+    class RecordingTracking(base, _Marked):
+        """siiRL's ``Tracking`` that also appends to a file of JSON rows."""
+
+        def log(self, data: Mapping[str, Any], step: int, **options: Any) -> None:
+            super().log(data=data, step=step, **options)
+            numbers = {key: float(value) for key, value in data.items() if not isinstance(value, (str, dict, list))}
+            with path.open("a") as file:
+                file.write(json.dumps({"step": int(step), **numbers}) + "\n")
+
+    return RecordingTracking
