@@ -151,15 +151,17 @@ def test_options_replace_keys_and_leave_their_neighbours() -> None:
 
 
 def test_means_are_taken_over_valid_episodes() -> None:
-    data = {"env/score": 0.3, "env/return": 0.6, "env/valid": 0.75, "env/num_trajectories": 8, "train/actor/total_loss": 1.0}
+    data = {"env/score": 0.3, "env/return": 0.6, "env/valid": 0.75, "env/invalid_answers": 0.5, "env/num_trajectories": 8}
     means = runner.episode_means(data, "env/")
-    assert means == {"score": pytest.approx(0.4), "return": pytest.approx(0.8), "invalid": 2}
+    assert means == {"score": pytest.approx(0.4), "return": pytest.approx(0.8), "invalid": 2, "invalid_answers": 4}
+    data |= {"train/actor/total_loss": 1.0}
     row = runner.row_of({**data, "train/actor/entropy_loss": 0.0, "train/critic/value_loss": 0.5, "time/step": 3.0}, 1)
     assert row["reward_mean"] == pytest.approx(0.8)
     assert row["value_loss"] == 0.5
     assert row["step_s"] == 3.0
     assert "entropy" not in row
-    assert runner.episode_means({"env/score": 0.0, "env/valid": 0.0, "env/num_trajectories": 4}, "env/") == {"invalid": 4}
+    nothing = {"env/score": 0.0, "env/valid": 0.0, "env/num_trajectories": 4}
+    assert runner.episode_means(nothing, "env/") == {"invalid": 4, "invalid_answers": 0}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

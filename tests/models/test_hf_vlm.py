@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 from vlm_cases import FAMILIES, SIZES, draw, make, shared, some_inputs, vision
 
+import vla_models
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError, ImageError, PlanError, SceneError, VLAModelsError
 from vla_models.heads.warpers import ACTION, TEXT
 from vla_models.inputs import VLAInput
@@ -30,6 +31,7 @@ from vla_models.models.vlm.tiny import tiny_config, tiny_tokenizer
 from vla_models.models.vlm.writing import GIVEN
 
 TEXT_HEAD = {"type": "tokens", "codebook": "text"}
+OUR_CODE = str(Path(vla_models.__file__).parent)
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 

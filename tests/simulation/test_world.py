@@ -121,6 +121,21 @@ def test_reset_starts_another_episode_as_a_new_world_would(episodes: list[Episod
     assert np.array_equal(world.record(1).events, fresh.record(0).events)
 
 
+def test_rows_take_any_episodes_one_after_another(episodes: list[Episode]) -> None:
+    """Also where one needs more of one table and less of another than those that were there before."""
+    many = stage(generate_route("Town03", "StaticCutIn", 1), vehicles=30)
+    few = stage(generate_route("Town03", "SignalizedJunctionRightTurn", 2), vehicles=0)
+    assert {many.sizes[k] > few.sizes[k] for k in many.sizes} == {True, False}
+    world = World([many])
+    for episode in (few, many, *episodes):
+        world.reset(0, episode)
+        fresh = World([episode])
+        for step in range(5):
+            world.step(plans_of(1, step), ticks=5)
+            fresh.step(plans_of(1, step), ticks=5)
+        assert np.array_equal(world.record(0).log, fresh.record(0).log)
+
+
 @pytest.mark.parametrize(
     ("plans", "message"),
     [

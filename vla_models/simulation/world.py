@@ -137,7 +137,7 @@ class World:
         """Start another episode in environment ``n``."""
         sizes = episode.sizes
         if any(sizes[k] > self._sizes[k] for k in sizes):
-            self._grow(_largest([*self.episodes, episode]))
+            self._grow([episode])
         self.episodes[n] = episode
         self._load(n, episode)
 
@@ -153,7 +153,7 @@ class World:
         if len(source) != len(at):
             raise SceneError(f"a snapshot of {len(state.episodes)} environments cannot fill {len(at)}")
         if any(size > self._sizes[k] for e in state.episodes for k, size in e.sizes.items()):
-            self._grow(_largest([*self.episodes, *state.episodes]))
+            self._grow(state.episodes)
         tables: Any = zip(self.tables, state.rows, strict=True)
         for target, kept in tables:
             shape = tuple(slice(0, min(a, b)) for a, b in zip(target.shape[1:], kept.shape[1:], strict=True))
@@ -197,7 +197,10 @@ class World:
         """Bytes of all tables."""
         return sum(table.nbytes for table in self.tables)
 
-    def _grow(self, sizes: dict[str, int]) -> None:
+    def _grow(self, episodes: Sequence[Episode]) -> None:
+        """Make room for ``episodes``, without taking any from those that were there."""
+        largest = _largest(episodes)
+        sizes = {k: max(size, largest[k]) for k, size in self._sizes.items()}
         wider = empty_tables(len(self), sizes, self.max_ticks)
         tables: Any = zip(wider, self.tables, strict=True)
         for new, old in tables:

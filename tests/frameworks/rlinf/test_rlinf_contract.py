@@ -339,6 +339,38 @@ def test_a_crashed_world_is_left_out_and_counted(algorithm: str, tmp_path: Path)
         torch.testing.assert_close(done["advantages"][0, [0, 2, 3], 0], expected)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("invalid", [-1.0, "exclude"])
+def test_an_answer_that_is_no_plan_is_rewarded_as_configured(
+    algorithm: str, invalid: float | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = loop.configuration("navsim", "small_gaussian", algorithm)
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"invalid": invalid})})
+    s = loop.setting(tmp_path, config)
+    predict = s.policy.model.predict
+
+    def wordy(*args: Any, **options: Any) -> Any:
+        said = predict(*args, **options)
+        said.valid = np.ones(len(said.waypoints), dtype=bool)
+        said.valid[1] = False
+        return said
+
+    monkeypatch.setattr(s.policy.model, "predict", wordy)
+    raw, infos = loop.rollout(s)
+    reward = raw["rewards"][0, :, 0]
+    assert torch.isfinite(reward[[0, 2, 3]]).all()
+    done = loop.advantages(s, raw)
+    if invalid == "exclude":
+        assert reward[1].isnan()
+        assert done["advantages"][0, 1] == 0
+        assert infos[0]["episode"]["valid"].tolist() == [1, 0, *[1] * 6]
+    else:
+        assert reward[1] == -1.0
+        assert infos[0]["episode"]["invalid_answers"].tolist() == [0, 1, *[0] * 6]
+    value, _, _ = loop.loss(s, loop.training_batch(done))
+    assert torch.isfinite(value)
+
+
 def test_gae_is_rlinfs_own_where_nothing_is_invalid() -> None:
     from rlinf.algorithms import advantages as original
     from rlinf.algorithms.registry import get_adv_and_returns

@@ -229,6 +229,13 @@ def test_abilities_count_successes_and_obeyed_signs() -> None:
         assert np.isnan(found["mean"])
 
 
+def test_ids_may_have_underscores() -> None:
+    """Those of generated routes of T_Junction do."""
+    route = a_route("T_Junction-Town03-0", "T_Junction")
+    found = abilities([route_record(route, score(table(), 100.0), 10, index=0)], [route])
+    assert found["Traffic_Signs"] == 1.0
+
+
 def motion(frames: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pose, accelerations and yaw rate of a wavy drive."""
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError
 from vla_models.frameworks.environments import make_vector_env
-from vla_models.frameworks.episodes import Episodes
+from vla_models.frameworks.episodes import Episodes, Row
 from vla_models.frameworks.observations import ObservationLayout
 from vla_models.training.checkpoint import data_order
 
@@ -60,7 +60,7 @@ class RLinfEnvAdapter:
         self.is_start = True  # RLinf sets it
         self.env: VectorEnv = self.make_env(self.config, self.part, self.num_envs)
         self.layout = ObservationLayout.of(self.env.single_observation_space)
-        self.episodes = Episodes(self.env, self._next_scene if self.auto_reset else None)
+        self.episodes = Episodes(self.env, self._next_scene if self.auto_reset else None, invalid=self.config.reward.invalid)
 
     @classmethod
     def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
@@ -80,13 +80,15 @@ class RLinfEnvAdapter:
     def chunk_step(self, chunk_actions: Any) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, list[dict[str, Any]]]:
         """Execute plans [N, 1, 3·T]; returns observations, rewards, terminations, truncations ([N, 1] each) and infos.
 
-        A reward is NaN where the world failed: ``advantages`` takes those episodes out. ``infos`` has every total of
-        ``Episodes`` under "episode"; where rows reset by themselves, also "final_info" and "final_observation".
+        A plan of NaN is an answer that is none (``RLinfPolicy``). A reward is NaN where the world failed: ``advantages`` takes
+        those episodes out. ``infos`` has every total of ``Episodes`` under "episode"; where rows reset by themselves, also
+        "final_info" and "final_observation".
         """
         actions = np.asarray(chunk_actions, dtype=np.float32)
         if actions.ndim != 3 or actions.shape[:2] != (self.num_envs, 1) or actions.shape[2] % 3:
             raise ConfigError(f"RLinf sent actions of shape {actions.shape}; one plan is one action: [{self.num_envs}, 1, 3·T]")
-        step = self.episodes.decide(actions.reshape(self.num_envs, -1, 3))
+        planned: Row = ~np.asarray(np.isnan(actions).all(axis=(1, 2)), dtype=np.bool_)
+        step = self.episodes.decide(actions.reshape(self.num_envs, -1, 3), planned)
         observation = self._pack(step.observation)
         episode = {name: torch.from_numpy(values) for name, values in step.totals.items()}
         info: dict[str, Any] = {"episode": episode}

@@ -51,7 +51,7 @@ def abilities(records: Iterable[Mapping[str, Any]], routes: Iterable[Route]) -> 
     A failed route still counts for ``Traffic_Signs`` if the agent came eight points past the route's first junction without
     running a red light or a stop sign. Routes without a record are left out, as officially.
     """
-    by_route = {str(record["route_id"]).split("_")[1]: record for record in records}
+    by_route = {str(record["route_id"]).removeprefix("RouteScenario_").rpartition("_rep")[0]: record for record in records}
     tally = {name: [0, 0] for name in ABILITIES}
     for route in routes:
         record = by_route.get(route.id)
