@@ -48,14 +48,14 @@ class Clock:
 
 def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clock, Clock]:
     """One step through RLinf's adapters; the clocks of adapter calls and of model and environment inside them."""
-    from vla_models.frameworks.rlinf.launch import lay_out
+    from vla_models.frameworks.probing import lay_out
     from vla_models.frameworks.rlinf.model import RLinfPolicy
 
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
     kind = VLAModelRegistry.get_env_adapter(config.environment.type, "rlinf")
-    observation, record, _ = lay_out(config, model, kind)
+    observation, record, _ = lay_out(config, model, kind.make_env)
     group, plans = config.algorithm.group_size, config.training.scenes_per_step * config.algorithm.group_size
     init = SimpleNamespace(config=str(folder / "config.yaml"), part="train", first_round=0)
     env = kind(SimpleNamespace(init_params=init, group_size=group, auto_reset=False, rollout_epoch=1), plans, 0, 1)

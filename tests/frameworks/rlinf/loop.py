@@ -21,10 +21,10 @@ from toy_world import HORIZON, ToyDrive
 
 from vla_models.config import VLAConfig
 from vla_models.envs.navsim import NavSimEnv
+from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.rlinf import native as native_config
 from vla_models.frameworks.rlinf.compat import find
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter
-from vla_models.frameworks.rlinf.launch import lay_out
 from vla_models.frameworks.rlinf.model import RLinfPolicy
 from vla_models.model_registry import create_model
 
@@ -92,7 +92,7 @@ def setting(
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
-    observation, record, longest = lay_out(config, model, adapter)
+    observation, record, longest = lay_out(config, model, adapter.make_env)
     native = native_config.make(
         config, folder, folder / "model", horizon=model.spec.horizon, max_decisions=adapter.decisions or longest,
         observation=observation, record=record, devices=0,
