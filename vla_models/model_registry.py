@@ -33,6 +33,8 @@ BUILTIN_MODELS: Mapping[str, str] = {
 BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
     ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
     ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
+    ("navsim", "siirl"): "vla_models.frameworks.siirl.env:NavSimVLAAdapter",
+    ("bench2drive", "siirl"): "vla_models.frameworks.siirl.env:Bench2DriveVLAAdapter",
 }
 """Environment adapters of this package: (environment, framework) -> ``module:class``; one that a user registers goes first."""
 

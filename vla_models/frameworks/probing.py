@@ -27,12 +27,12 @@ def lay_out(
 ) -> tuple[ObservationLayout, RecordLayout, int]:
     """How observations and records are packed, and the most decisions of an episode.
 
-    make_env: ``make_env(config, "train", rows)`` gives the environment.
+    make_env: ``make_env(config, "train", rows, spec)`` gives the environment.
 
     Raises ``NotImplementedByModel`` for a model that cannot be trained, or lacks what the algorithm asks for, and
     ``DivergenceError`` for one that does not recompute what it sampled with.
     """
-    env = make_env(config, "train", PROBED)
+    env = make_env(config, "train", PROBED, model.spec)
     try:
         observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
         model.eval()

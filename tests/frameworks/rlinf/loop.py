@@ -26,12 +26,13 @@ from vla_models.frameworks.rlinf import native as native_config
 from vla_models.frameworks.rlinf.compat import find
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter
 from vla_models.frameworks.rlinf.model import RLinfPolicy
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import create_model
 
 
 class GoldenNavSim(RLinfNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=visible_scenes(6)[:4] if part == "train" else visible_scenes(6)[4:])
 
 
@@ -39,8 +40,8 @@ class ToyBench2Drive(RLinfBench2DriveAdapter):
     crashing = False
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, crashing=cls.crashing, horizon=int(config.model.options.get("horizon", 8)))
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
+        return ToyDrive(num_envs, crashing=cls.crashing, horizon=spec.horizon)
 
 
 class CrashingBench2Drive(ToyBench2Drive):
@@ -94,7 +95,7 @@ def setting(
     model = create_model(config.model.name, **config.model.arguments())
     observation, record, longest = lay_out(config, model, adapter.make_env)
     native = native_config.make(
-        config, folder, folder / "model", horizon=model.spec.horizon, max_decisions=adapter.decisions or longest,
+        config, folder, folder / "model", spec=model.spec, max_decisions=adapter.decisions or longest,
         observation=observation, record=record, devices=0,
     )  # fmt: skip
     native_config.check(native, 0)

@@ -23,6 +23,7 @@ from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks import run_folder  # noqa: E402
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter  # noqa: E402
+from vla_models.inputs import VLASpec  # noqa: E402
 from vla_models.model_registry import register_env_adapter  # noqa: E402
 from vla_models.scenes.scene import Scene  # noqa: E402
 
@@ -37,15 +38,15 @@ run_folder.build_scenes = scenes
 @register_env_adapter("navsim", "rlinf")
 class GoldenNavSim(RLinfNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=scenes(config, part))
 
 
 @register_env_adapter("bench2drive", "rlinf")
 class ToyBench2Drive(RLinfBench2DriveAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, horizon=8)
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
+        return ToyDrive(num_envs, horizon=spec.horizon)
 
 
 def main(config: str, resume: str | None) -> None:

@@ -20,6 +20,7 @@ from vla_models.errors import ConfigError
 from vla_models.frameworks.environments import make_vector_env
 from vla_models.frameworks.episodes import Episodes, Row
 from vla_models.frameworks.observations import ObservationLayout
+from vla_models.inputs import VLASpec
 from vla_models.training.checkpoint import data_order
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class RLinfEnvAdapter:
 
     Args:
         cfg: RLinf's ``env.train`` or ``env.eval``; ``init_params`` has ``config`` (path of the run's config.yaml), ``part``
-            ("train" or "heldout") and ``first_round`` (rollouts that were done before the run was resumed).
+            ("train" or "heldout"), ``spec`` (what the model's ``VLASpec`` says of its plans) and ``first_round`` (rollouts that
+            were done before the run was resumed).
         num_envs: rows of this process and pipeline stage.
         seed_offset: which of the processes and stages this is.
         total_num_processes: how many there are.
@@ -58,14 +60,14 @@ class RLinfEnvAdapter:
         self.round = self._first_round = int(cfg.init_params.first_round)
         self._started_episodes = 0
         self.is_start = True  # RLinf sets it
-        self.env: VectorEnv = self.make_env(self.config, self.part, self.num_envs)
+        self.env: VectorEnv = self.make_env(self.config, self.part, self.num_envs, VLASpec(**cfg.init_params.spec))
         self.layout = ObservationLayout.of(self.env.single_observation_space)
         self.episodes = Episodes(self.env, self._next_scene if self.auto_reset else None, invalid=self.config.reward.invalid)
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
-        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes)."""
-        return make_vector_env(config, part, num_envs)
+    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec) -> VectorEnv:
+        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes); its plans are made as ``spec`` says."""
+        return make_vector_env(config, part, num_envs, spec)
 
     # -- what RLinf calls ------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from vla_models.frameworks.rlinf.plugin import EXT_MODULE
 from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def _check(config: VLAConfig) -> None:
         config,
         Path(),
         Path(),
-        horizon=1,
-        max_decisions=decisions or native_config.PPO_DECISIONS,
+        spec=PLANS,
+        max_decisions=decisions or config.training.decisions_per_step,
         observation=ObservationLayout({}, {}, False),
         record=RecordLayout({}, 1),
         devices=devices,
@@ -137,7 +138,7 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
         config,
         record.path,
         record.start,
-        horizon=record.model.spec.horizon,
+        spec=record.model.spec,
         max_decisions=adapter.decisions or decisions,
         observation=observation,
         record=layout,

@@ -3,7 +3,7 @@
 siiRL moves samples between ranks through a fixed list of keys (siirl/data_coordinator/sample.py, ``Dict2Samples``); others are
 dropped without a word. So the records of all decisions travel in ``pixel_values``, as bytes, and what only siiRL's sampling and
 reward nodes read, before anything is moved, has names of its own. ``responses`` holds zeros: its shape [B, D, A] (D decisions
-of A log-probabilities each) is what siiRL counts with. ``finish_step`` is in decisions and ``action_token_len`` is A, which makes
+of A log-probabilities each) is what siiRL counts with. ``finish_step`` is in decisions and ``action_token_len`` is A, so that
 the mask of its advantages and the place of its rewards agree (in its own embodied path they do not).
 """
 
@@ -13,14 +13,14 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vla_models.frameworks.records import unpack
+from vla_models.frameworks.records import RecordLayout, unpack
 
 RECORDS: Final = "pixel_values"
 """Key of the packed records, uint8 [B, D, bytes]."""
@@ -33,55 +33,45 @@ NAME_BYTES: Final = 50
 """Width of ``task_file_name``."""
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """How a packed record (``records.RecordLayout.pack``) becomes one row of bytes."""
+class RecordBytes:
+    """Records of a run as rows of bytes, and back. How they lie is found with the first one; all of a run are alike.
 
-    parts: tuple[tuple[str, str, tuple[int, ...]], ...]
-    """(key, integer type, shape of one row) in the order in which they lie."""
+    Args:
+        layout: the fixed shapes of records.
+    """
 
-    @classmethod
-    def of(cls, packed: Mapping[str, Tensor]) -> Self:
-        """Layout of a packed record of any number of rows."""
-        return cls(tuple((k, str(v.dtype).removeprefix("torch."), tuple(v.shape[1:])) for k, v in sorted(packed.items())))
+    def __init__(self, layout: RecordLayout) -> None:
+        self.layout = layout
+        self._parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
 
-    def to_list(self) -> list[Any]:
-        """Plain data; ``from_list`` reads it."""
-        return [[key, kind, list(shape)] for key, kind, shape in self.parts]
-
-    @classmethod
-    def from_list(cls, data: Sequence[Any]) -> Self:
-        """What ``to_list`` wrote."""
-        return cls(tuple((str(key), str(kind), tuple(int(n) for n in shape)) for key, kind, shape in data))
+    @property
+    def parts(self) -> int:
+        """A, log-probabilities of a decision."""
+        return self.layout.parts
 
     @property
     def width(self) -> int:
         """Bytes of a row."""
-        return sum(math.prod(shape) * _type(kind).itemsize for _, kind, shape in self.parts)
+        return sum(math.prod(shape) * kind.itemsize for _, kind, shape in self._parts)
 
-    def to_bytes(self, packed: Mapping[str, Tensor]) -> Tensor:
-        """The packed record [B rows] as uint8 [B, width]."""
-        rows = len(packed[self.parts[0][0]])
-        columns = [packed[key].contiguous().reshape(rows, -1).view(torch.uint8) for key, _, _ in self.parts]
+    def pack(self, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
+        """The record [B rows] as uint8 [B, width]; ``ConfigError`` where it is larger than the run was laid out for."""
+        self.layout.pack_logprobs(logprobs)
+        packed = self.layout.pack(record)
+        if not self._parts:
+            self._parts = [(key, value.dtype, tuple(value.shape[1:])) for key, value in sorted(packed.items())]
+        rows = len(logprobs)
+        columns = [packed[key].contiguous().reshape(rows, -1).view(torch.uint8) for key, _, _ in self._parts]
         return torch.cat(columns, dim=1)
 
-    def from_bytes(self, rows: Tensor) -> dict[str, Tensor]:
-        """The packed record in uint8 [B, width]."""
+    def unpack(self, rows: Tensor) -> dict[str, Tensor]:
+        """The record in uint8 [B, width]."""
         packed, at = {}, 0
-        for key, kind, shape in self.parts:
-            size = math.prod(shape) * _type(kind).itemsize
-            packed[key] = rows[:, at : at + size].contiguous().view(_type(kind)).reshape(len(rows), *shape)
+        for key, kind, shape in self._parts:
+            size = math.prod(shape) * kind.itemsize
+            packed[key] = rows[:, at : at + size].contiguous().view(kind).reshape(len(rows), *shape)
             at += size
-        return packed
-
-    def record(self, rows: Tensor) -> dict[str, Tensor]:
-        """The model's record in uint8 [B, width]."""
-        return unpack(self.from_bytes(rows))
-
-
-def _type(kind: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, kind)
-    return found
+        return unpack(packed)
 
 
 @dataclass(frozen=True)
@@ -104,10 +94,6 @@ class Driven:
     """f32 [B, E]; zeros in invalid episodes."""
     totals: Mapping[str, npt.NDArray[np.float32]]
     """[B] each: what ``Episodes`` counted."""
-    driven: Tensor
-    """bool [B]: at least one plan was driven, so ``totals`` has something to say."""
-    invalid_answers: int
-    """Answers that were no plan."""
     model_s: float
     """Seconds that the model took."""
     world_s: float
@@ -121,11 +107,17 @@ class Driven:
         return self.rewards.sum(dim=1)
 
     def means(self) -> dict[str, float]:
-        """Means of all totals over the valid episodes that drove."""
-        counted = (self.valid & self.driven).numpy()
+        """Means of all totals over the valid episodes."""
+        counted = self.valid.numpy()
         if not counted.any():
             return {}
-        return {k: float(v[counted].mean(dtype=np.float64)) for k, v in self.totals.items() if k != "valid"}
+        names = self.totals.keys() - {"valid", "invalid_answers"}
+        return {name: float(self.totals[name][counted].mean(dtype=np.float64)) for name in sorted(names)}
+
+    @property
+    def invalid_answers(self) -> int:
+        """Answers that were no plan."""
+        return int(self.totals["invalid_answers"].sum())
 
 
 def counted_groups(valid: Tensor, group: int) -> Tensor:

@@ -22,6 +22,7 @@ from vla_models.frameworks.episodes import Episodes
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
+    from vla_models.inputs import VLASpec
 
 Step = tuple[Mapping[str, Any], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
@@ -36,20 +37,21 @@ class SiirlEnvAdapter:
         config: the run's configuration.
         part: whose scenes.
         num_envs: N, episodes at a time.
+        spec: of the model that drives.
     """
 
     decisions: ClassVar[int | None] = None
     """Decisions of an episode where the environment fixes them (NavSim: 1); None where episodes end when they end."""
 
-    def __init__(self, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> None:
-        self.env: VectorEnv = self.make_env(config, part, num_envs)
-        self.episodes = Episodes(self.env)
+    def __init__(self, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec) -> None:
+        self.env: VectorEnv = self.make_env(config, part, num_envs, spec)
+        self.episodes = Episodes(self.env, invalid=config.reward.invalid)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vla-world")
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
-        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes)."""
-        return make_vector_env(config, part, num_envs)
+    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec) -> VectorEnv:
+        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes); its plans are made as ``spec`` says."""
+        return make_vector_env(config, part, num_envs, spec)
 
     @property
     def tokens(self) -> list[str]:
@@ -63,19 +65,21 @@ class SiirlEnvAdapter:
         return self.episodes.over.copy()
 
     async def reset(self, task_ids: Sequence[int] | None = None, trial_ids: Sequence[int] | None = None) -> Mapping[str, Any]:
-        """Start an episode in every row; returns the observation [N rows].
+        """Start episodes; returns the observation [N rows].
 
         Args:
-            task_ids: scene of each row; left out, scenes 0, 1, 2, …
+            task_ids: scenes of the first rows (the others stay over); left out, scenes 0, 1, 2, … in all of them.
             trial_ids: which of a scene's episodes it is, as in siiRL's manifests; the start is the same for all of them.
         """
         rows, known = self.env.num_envs, len(self.tokens)
         ids = [i % known for i in range(rows)] if task_ids is None else [int(i) for i in task_ids]
-        if len(ids) != rows or (trial_ids is not None and len(trial_ids) != rows):
-            raise ConfigError(f"reset: {len(ids)} task ids were given for {rows} rows; give one for each")
+        if not 0 < len(ids) <= rows or (trial_ids is not None and len(trial_ids) != len(ids)):
+            raise ConfigError(f"reset: {len(ids)} task ids do not fit {rows} rows, or not their trial ids")
         if unknown := sorted({i for i in ids if not 0 <= i < known}):
             raise SceneError(f"reset: there is no scene number {unknown[0]}; the environment has {known}")
-        observation: Mapping[str, Any] = await self._outside(self.episodes.begin, [self.tokens[i] for i in ids])
+        scenes = [self.tokens[i] for i in (*ids, *[ids[0]] * (rows - len(ids)))]
+        observation: Mapping[str, Any] = await self._outside(self.episodes.begin, scenes)
+        self.episodes.over[len(ids) :] = True
         return observation
 
     async def step(self, action: Mapping[str, Any]) -> Step:
@@ -83,9 +87,10 @@ class SiirlEnvAdapter:
 
         Args:
             action: ``indices`` int [M], rows to drive (left out: all N); ``actions`` f32 [M, 1, 3·T] or [M, T, 3], their plans.
-                A row that runs and is not named ends here without having been driven: its model gave no plan.
+                A row that runs and is not named had an answer that is no plan: its car brakes, and ``reward.invalid`` holds.
 
-        A reward is NaN where the world failed. ``info`` has the totals of ``Episodes`` under "totals" and ``over`` bool [N].
+        A reward is NaN where the world failed, or such an answer is to be left out. ``info`` has the totals of ``Episodes``
+        under "totals" and ``over`` bool [N].
         """
         rows = self.env.num_envs
         indices = np.arange(rows) if action.get("indices") is None else np.asarray(action["indices"], dtype=np.int64)
@@ -98,8 +103,7 @@ class SiirlEnvAdapter:
         plans[indices] = actions.reshape(len(indices), -1, 3)
         named = np.zeros(rows, dtype=np.bool_)
         named[indices] = True
-        self.episodes.over = self.episodes.over | ~named
-        done = await self._outside(self.episodes.decide, plans)
+        done = await self._outside(self.episodes.decide, plans, named)
         return done.observation, done.rewards, done.terminated, done.truncated, {"totals": done.totals, "over": self.over}
 
     def close(self) -> None:

@@ -17,11 +17,10 @@ import torch
 
 import vla_models
 from vla_models.errors import MissingDependency
-from vla_models.frameworks.probe import probe
+from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.siirl import native as native_config
-from vla_models.frameworks.siirl.batch import RowLayout
 from vla_models.frameworks.siirl.compat import installed
 from vla_models.frameworks.user_code import SOURCES, remember_sources
 from vla_models.model_registry import VLAModelRegistry
@@ -29,7 +28,6 @@ from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
-    from vla_models.interface import VLAInterface
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +93,8 @@ def write(settings: dict[str, Any], run: Path) -> Path:
     if os.environ.get(SOURCES, "[]") != "[]":
         variables[SOURCES] = os.environ[SOURCES]
     before = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    command = " \\\n  ".join(["python -m vla_models.frameworks.siirl.main", *map(shlex.quote, native_config.arguments(settings))])
+    given = map(shlex.quote, native_config.arguments(settings))
+    command = " \\\n  ".join(["python -m vla_models.frameworks.siirl.main", *given])
     path.with_name("start.sh").write_text(f"#!/bin/sh\n{before} {command}\n", encoding="utf-8")
     return path
 
@@ -105,7 +104,7 @@ def _check(config: VLAConfig) -> None:
     native_config.check_config(config)
     decisions = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl").decisions
     native_config.make(
-        config, Path(), Path(), decisions=decisions or 2, record=RecordLayout({}, 1), rows=RowLayout(()),
+        config, Path(), Path(), decisions=decisions or 2, record=RecordLayout({}, 1),
         devices=torch.cuda.device_count(),
     )  # fmt: skip
 
@@ -113,24 +112,25 @@ def _check(config: VLAConfig) -> None:
 def translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
     """siiRL's arguments, checked, with everything written that they point to."""
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl")
-    layout, rows, decisions, train = lay_out(config, record.model, adapter)
+    scenes = 0
+
+    def make_env(*given: Any) -> Any:
+        nonlocal scenes
+        env = adapter.make_env(*given)
+        scenes = len(env.tokens)
+        return env
+
+    _, layout, decisions = lay_out(config, record.model, make_env)
     settings = native_config.make(
-        config, record.path, record.start, decisions=adapter.decisions or decisions, record=layout, rows=rows,
+        config, record.path, record.start, decisions=adapter.decisions or decisions, record=layout,
         devices=torch.cuda.device_count(), done=record.done(),
     )  # fmt: skip
-    heldout = adapter.make_env(config, "heldout", 1)
+    heldout = adapter.make_env(config, "heldout", 1, record.model.spec)
     try:
-        native_config.write_inputs(settings, config, train, len(heldout.tokens))
+        native_config.write_inputs(settings, config, scenes, len(heldout.tokens))
     finally:
         heldout.close()
     return settings
-
-
-def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[RecordLayout, RowLayout, int, int]:
-    """How records are packed, the most decisions of an episode, and how many training scenes there are."""
-    found = probe(config, model, adapter.make_env)
-    layout = RecordLayout.of(found.samples)
-    return layout, RowLayout.of(layout.pack(found.samples[0][0])), found.decisions, found.scenes
 
 
 def _remember(config: VLAConfig) -> None:

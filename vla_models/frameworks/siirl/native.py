@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_models.errors import ConfigError, did_you_mean
+from vla_models.frameworks.options import merged
 from vla_models.frameworks.siirl.policy import SETTINGS
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.checkpoint import data_order
@@ -25,12 +26,9 @@ from vla_models.training.checkpoint import data_order
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
     from vla_models.frameworks.records import RecordLayout
-    from vla_models.frameworks.siirl.batch import RowLayout
 
 OURS: Final = "vla"
 """Section of ``framework_options`` that siiRL does not see."""
-PPO_NUMBERS: Final = {"gamma": 0.99, "lam": 0.95}
-"""Discounts of PPO where an episode has many decisions."""
 MOST_DECISIONS: Final = 512
 """Decisions that are replayed at once, unless ``framework_options`` says otherwise."""
 _REWARD: Final = Path(__file__).with_name("reward.py")
@@ -44,7 +42,6 @@ def make(
     *,
     decisions: int,
     record: RecordLayout,
-    rows: RowLayout,
     devices: int,
     done: int = 0,
 ) -> dict[str, Any]:
@@ -55,7 +52,7 @@ def make(
         folder: the run's folder (it holds config.yaml).
         start: checkpoint that the model is loaded from.
         decisions: most decisions of an episode.
-        record: the fixed shapes of records; rows: how they become bytes.
+        record: the fixed shapes of records.
         devices: accelerators of a node.
         done: updates that the run to resume has had.
     """
@@ -69,7 +66,8 @@ def make(
             "workflow_type": "embodied",
             "adv_estimator": "gae" if ppo else "grpo",
             "norm_adv_by_std_in_grpo": algorithm.normalize_advantage,
-            **({"gamma": 1.0, "lam": 1.0} if one_decision else PPO_NUMBERS),
+            "gamma": 1.0 if one_decision else algorithm.gamma,
+            "lam": 1.0 if one_decision else algorithm.gae_lambda,
         },
         "data": {
             "dataset_type": "embodied",
@@ -151,7 +149,6 @@ def make(
             "start": str(start.resolve()),
             "evaluations": str(own / "evaluations.jsonl"),
             "record": record.to_dict(),
-            "rows": rows.to_list(),
             "success_score": 0.8,
         },
     }
@@ -168,15 +165,6 @@ def _rows(scenes: int, group: int) -> int:
     return group * max(1, -(-scenes // 2))
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` put over it, dict by dict."""
-    out = dict(base)
-    for key, value in changes.items():
-        inner = out.get(key)
-        out[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return out
-
-
 FIXED: Final = (
     "algorithm.workflow_type", "algorithm.adv_estimator", "data.dataset_type", "data.train_files", "data.val_files",
     "data.train_batch_size", "data.val_batch_size", "data.shuffle", "dag.custom_pipeline_fn", "actor_rollout_ref.model.path",
@@ -185,7 +173,7 @@ FIXED: Final = (
     "actor_rollout_ref.embodied.env.env_type", "actor_rollout_ref.embodied.env.env_name", "reward_model.reward_manager",
     "reward_model.reward_kwargs.action_token_len", "trainer.total_epochs", "trainer.default_local_dir", "trainer.resume_mode",
     "trainer.resume_from_path", "trainer.seed", "trainer.val_before_train", "vla.config", "vla.start", "vla.evaluations",
-    "vla.record", "vla.rows",
+    "vla.record",
 )  # fmt: skip
 """Arguments that follow from the rest of the configuration: another value would contradict it, so it is refused."""
 
@@ -197,7 +185,7 @@ def _unknown(made: Mapping[str, Any], options: Mapping[str, Any], above: tuple[s
         inner = made.get(key)
         if key not in made:
             yield (
-                f"framework_options.{path}: siiRL has no such argument, or nothing here reads it, and it would be dropped without "
+                f"framework_options.{path}: siiRL has no such argument, or nothing here reads it: it would be dropped without "
                 f"a word; {did_you_mean(key, made)}"
             )
         elif path in FIXED:
@@ -230,7 +218,7 @@ def check(native: Mapping[str, Any], config: VLAConfig) -> None:
     """Refuse arguments that siiRL would refuse later or run wrongly; ``ConfigError`` names our keys."""
     algorithm, trainer = config.algorithm, native["trainer"]
     ranks = int(trainer["nnodes"]) * int(trainer["n_gpus_per_node"])
-    embodied, actor = native["actor_rollout_ref"]["embodied"], native["actor_rollout_ref"]["actor"]
+    embodied, actor, ref, rollout = (native["actor_rollout_ref"][part] for part in ("embodied", "actor", "ref", "rollout"))
     plans = config.training.scenes_per_step * algorithm.group_size
     problems = []
     if config.training.scenes_per_step % ranks:
@@ -250,8 +238,8 @@ def check(native: Mapping[str, Any], config: VLAConfig) -> None:
         )
     batches = {
         "actor.ppo_micro_batch_size_per_gpu": actor["ppo_micro_batch_size_per_gpu"],
-        "ref.log_prob_micro_batch_size_per_gpu": native["actor_rollout_ref"]["ref"]["log_prob_micro_batch_size_per_gpu"],
-        "rollout.log_prob_micro_batch_size_per_gpu": native["actor_rollout_ref"]["rollout"]["log_prob_micro_batch_size_per_gpu"],
+        "ref.log_prob_micro_batch_size_per_gpu": ref["log_prob_micro_batch_size_per_gpu"],
+        "rollout.log_prob_micro_batch_size_per_gpu": rollout["log_prob_micro_batch_size_per_gpu"],
         "actor.ppo_mini_batch_size": actor["ppo_mini_batch_size"],
     }
     problems += [f"framework_options.actor_rollout_ref.{key}: must be at least 1" for key, n in batches.items() if int(n) < 1]
@@ -264,8 +252,8 @@ def check(native: Mapping[str, Any], config: VLAConfig) -> None:
         )
     if embodied["embedding_model_class"] and int(embodied["env"]["max_steps"]) == 1:
         problems.append(
-            "framework_options.actor_rollout_ref.embodied.embedding_model_class: an episode of one decision is one picture, and "
-            "no video; leave it out (the driven trajectory is compared), or train in an environment with many decisions"
+            "framework_options.actor_rollout_ref.embodied.embedding_model_class: an episode of one decision is one picture "
+            "and no video; leave it out (the driven trajectory is compared), or train in an environment with many decisions"
         )
     if problems:
         raise ConfigError("\n".join(problems))

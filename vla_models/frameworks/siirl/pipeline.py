@@ -66,17 +66,15 @@ def _build(name: str, advantage: Any, reference: bool) -> TaskGraph:
             only_forward_compute=True,
         )  # fmt: skip
         last = "reference"
-    built: TaskGraph = graph.add_node(
-        "train", func=f"{_DAG}train_actor", deps=[last], node_type=train, node_role=role
-    ).build()
+    built: TaskGraph = graph.add_node("train", func=f"{_DAG}train_actor", deps=[last], node_type=train, node_role=role).build()
     return built
 
 
 def reward(config: Any, batch: Any, **given: Any) -> NodeOutput:
     """siiRL's reward manager, without what its own node puts around it: that answers any exception with zeros.
 
-    A reward that is not finite stops the run; ``finish_step`` 0 (an episode that does not count) has none. For PPO each decision
-    has its own reward, at its last part.
+    A reward that is not finite stops the run; an episode that does not count (``finish_step`` 0) has none. For PPO each
+    decision has its own reward, at its last part.
     """
     check_rebalancing(bool(config.algorithm.filter_groups.enable))
     manager = given["_dag_worker_instance"].reward_fn

@@ -17,7 +17,7 @@ from torch import Tensor
 from vla_models.config import VLAConfig
 from vla_models.errors import RegistryError
 from vla_models.frameworks.records import RecordLayout
-from vla_models.frameworks.siirl.batch import RowLayout
+from vla_models.frameworks.siirl.batch import RecordBytes
 from vla_models.interface import VLAInterface
 from vla_models.model_registry import VLAModelRegistry, create_model
 from vla_models.pretrained import load_weights, read_config
@@ -38,8 +38,7 @@ class Policy:
     def __init__(self, cfg: Any) -> None:
         self.settings: dict[str, Any] = json.loads((Path(cfg.model.path) / SETTINGS).read_text())
         self.config = VLAConfig.from_yaml(self.settings["config"])
-        self.record = RecordLayout.from_dict(self.settings["record"])
-        self.rows = RowLayout.from_list(self.settings["rows"])
+        self.records = RecordBytes(RecordLayout.from_dict(self.settings["record"]))
         self.model = build_model(cfg, self.config.model.name, Path(self.settings["start"]))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # dropout would make the replayed probabilities differ from the sampled ones
@@ -59,12 +58,12 @@ class Policy:
     @property
     def parts(self) -> int:
         """A, log-probabilities of a decision."""
-        return self.record.parts
+        return self.records.parts
 
     def replay(self, rows: Tensor, *, entropy: bool = False, values: bool = False) -> dict[str, Tensor]:
         """``evaluate_actions`` of records in uint8 [n, bytes]: ``logprobs``, ``mask`` and ``entropy`` are [n, A], what is
         filled up is zero and not in the mask; ``values`` is [n]."""
-        record = {name: value.to(self.device) for name, value in self.rows.record(rows).items()}
+        record = {name: value.to(self.device) for name, value in self.records.unpack(rows).items()}
         out = self.model.evaluate_actions(record, entropy=entropy, values=values)
         return {name: value if name == "values" else self._pad(value.flatten(1)) for name, value in out.items()}
 
@@ -73,7 +72,7 @@ class Policy:
         (int64 [n, 2]) and what ``replay`` gives, without gradients."""
         places = active.nonzero()
         with torch.no_grad():
-            for part in places.split(most):
+            for part in torch.split(places, most):
                 yield part, self.replay(records[part[:, 0], part[:, 1]])
 
     def _pad(self, value: Tensor) -> Tensor:
@@ -89,7 +88,9 @@ def build_model(cfg: Any, name: str, start: Path) -> VLAInterface:
     else:
         model = adapter(cfg)
         if not isinstance(model, VLAInterface):
-            raise RegistryError(f"the siirl adapter of model {name!r} returned a {type(model).__name__}; it must return the model")
+            raise RegistryError(
+                f"the siirl adapter of model {name!r} returned a {type(model).__name__}; it must return the model to train"
+            )
         load_weights(model, start, model.value_prefix)
         model.statistics = dict(read_config(start).get("statistics", {}))
     model.require("trained")

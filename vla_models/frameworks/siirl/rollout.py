@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,7 @@ from vla_models.frameworks.siirl.embedding import embed_videos, trajectory
 from vla_models.inputs import VLAInput, VLAPrediction
 
 if TYPE_CHECKING:
-    from vla_models.frameworks.records import RecordLayout
-    from vla_models.frameworks.siirl.batch import RowLayout
+    from vla_models.frameworks.siirl.batch import RecordBytes
     from vla_models.frameworks.siirl.embedding import VideoEmbedding
     from vla_models.frameworks.siirl.env import SiirlEnvAdapter
     from vla_models.interface import VLAInterface
@@ -37,12 +36,10 @@ WORLDS: Final = 2
 
 @dataclass(frozen=True)
 class Asked:
-    """How a model is asked, and what its answers and drives count for."""
+    """How a model is asked, and what its drives count for."""
 
     temperature: float = 1.0
     top_p: float = 1.0
-    invalid: float | Literal["exclude"] = 0.0
-    """Reward of an answer that is no plan; "exclude" leaves its episode out."""
     success_score: float = 0.8
     """Where an environment does not say ``success``: the score from which an episode is one."""
 
@@ -54,7 +51,6 @@ class _Chunk:
     ids: list[int]
     made: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
-    driven: npt.NDArray[np.bool_]
     finished: npt.NDArray[np.bool_]
     """Terminated by the task, not by a limit."""
     rows: list[npt.NDArray[np.int64]] = field(default_factory=list)
@@ -64,7 +60,6 @@ class _Chunk:
     values: list[Tensor | None] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
     totals: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    invalid_answers: int = 0
 
 
 class Rollout:
@@ -73,7 +68,7 @@ class Rollout:
     Args:
         model: what decides.
         worlds: environments that run side by side.
-        record: the fixed shapes of records; rows: how they become bytes.
+        records: how records become bytes.
         longest: most decisions of an episode.
         asked: sampling and what answers count for.
         video: SRPO's video embedding; without one, ``embedding.trajectory``.
@@ -84,15 +79,14 @@ class Rollout:
         self,
         model: VLAInterface,
         worlds: Sequence[SiirlEnvAdapter],
-        record: RecordLayout,
-        rows: RowLayout,
+        records: RecordBytes,
         longest: int,
         asked: Asked,
         *,
         video: VideoEmbedding | None = None,
         threads: int = 1,
     ) -> None:
-        self.model, self.worlds, self.record, self.rows = model, list(worlds), record, rows
+        self.model, self.worlds, self.records = model, list(worlds), records
         self.longest, self.asked, self.video = longest, asked, video
         self._loop = asyncio.new_event_loop()  # never made the current one: siiRL has its own
         self._thread = ThreadPoolExecutor(1, "vla-model", initializer=torch.set_num_threads, initargs=(threads,))
@@ -143,22 +137,24 @@ class Rollout:
 
     async def _chunk(self, world: SiirlEnvAdapter, ids: list[int], group: int, deterministic: bool, seed: int | None) -> _Chunk:
         """Episodes ``ids`` in one world, from their first observation to the end of the last."""
-        count, rows = len(ids), world.env.num_envs
+        count = len(ids)
         device = next(self.model.parameters()).device
         generator = None if seed is None or deterministic else torch.Generator(device).manual_seed(seed)
-        chunk = _Chunk(ids, np.zeros(count, int), np.ones(count, bool), np.zeros(count, bool), np.zeros(count, bool))
-        observation = await self._timed(world.reset([*ids, *[ids[0]] * (rows - count)]))
+        chunk = _Chunk(ids, np.zeros(count, int), np.ones(count, bool), np.zeros(count, bool))
+        observation = await self._timed(world.reset(ids))
         live = np.arange(count)
         while len(live) and len(chunk.rows) < self.longest:
             together = group if not chunk.rows and not deterministic else 1  # later, a group's members stand in other places
             prediction = await self._decide(observation, live, together, deterministic, generator)
             planned = np.ones(len(live), bool) if prediction.valid is None else np.asarray(prediction.valid)
             self._note(chunk, observation, live, prediction, deterministic)
-            driving = live[planned]
             observation, rewards, terminated, _, info = await self._timed(
-                world.step({"indices": driving, "actions": prediction.waypoints[planned]})
+                world.step({"indices": live[planned], "actions": prediction.waypoints[planned]})
             )
-            self._score(chunk, live, planned, rewards[:count], terminated[:count])
+            failed = np.isnan(rewards[live])
+            chunk.valid[live[failed]] = False
+            chunk.finished[live] = terminated[live] & ~failed
+            chunk.rewards.append(np.nan_to_num(rewards[live]).astype(np.float32))
             chunk.totals = {name: values[:count] for name, values in info["totals"].items()}
             live = np.flatnonzero(~info["over"][:count])
         return chunk
@@ -221,30 +217,7 @@ class Rollout:
                 f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
                 "(see docs/models.md)"
             )
-        self.record.pack_logprobs(prediction.logprobs)  # says so where they are more than the run was laid out for
-        return self.rows.to_bytes(self.record.pack(prediction.record))
-
-    def _score(
-        self,
-        chunk: _Chunk,
-        live: npt.NDArray[np.int64],
-        planned: npt.NDArray[np.bool_],
-        rewards: npt.NDArray[np.float32],
-        terminated: npt.NDArray[np.bool_],
-    ) -> None:
-        """Keep what a decision led to."""
-        got = rewards[live]
-        failed = np.isnan(got)
-        unplanned = live[~planned]
-        chunk.invalid_answers += len(unplanned)
-        chunk.driven[live[planned & ~failed]] = True
-        chunk.valid[live[failed]] = False
-        if self.asked.invalid == "exclude":
-            chunk.valid[unplanned] = False
-        else:
-            got = np.where(planned, got, np.float32(self.asked.invalid))
-        chunk.finished[live] = terminated[live] & planned & ~failed
-        chunk.rewards.append(np.nan_to_num(got).astype(np.float32))
+        return self.records.pack(prediction.record, prediction.logprobs)
 
     # -- all of them -----------------------------------------------------------------------------------------------------
 
@@ -252,7 +225,7 @@ class Rollout:
         """Chunks in their order as one batch."""
         sizes = [len(chunk.ids) for chunk in chunks]
         total, longest = sum(sizes), max(len(chunk.rows) for chunk in chunks)
-        width = self.rows.width if any(chunk.records for chunk in chunks) else 0
+        width = self.records.width if any(chunk.records for chunk in chunks) else 0
         records = torch.zeros(total, longest, width, dtype=torch.uint8)
         rewards = torch.zeros(total, longest)
         with_values = all(v is not None for chunk in chunks for v in chunk.values)
@@ -291,8 +264,6 @@ class Rollout:
             success=torch.from_numpy(finished & valid),
             embedding=torch.from_numpy(embedding),
             totals=totals,
-            driven=torch.from_numpy(np.concatenate([chunk.driven for chunk in chunks])),
-            invalid_answers=sum(chunk.invalid_answers for chunk in chunks),
             model_s=self._model_s,
             world_s=self._world_s,
             wall_s=wall,

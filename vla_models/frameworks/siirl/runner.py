@@ -44,8 +44,8 @@ def prepare() -> None:
     except RuntimeError as e:
         if os.environ.get("RAY_ADDRESS", "local") == "local":
             raise MissingDependency(
-                f"this machine has no accelerator that siiRL knows ({e}), and siiRL has no CPU path; use a machine with a GPU, a "
-                "cluster through RAY_ADDRESS, or framework: local"
+                f"this machine has no accelerator that siiRL knows ({e}), and siiRL has no CPU path; use a machine with a GPU, "
+                "a cluster through RAY_ADDRESS, or framework: local"
             ) from e
 
 
@@ -69,7 +69,8 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
     listener.listen()
     if listener.kept < record.config.training.steps:
         raise VLAModelsError(
-            f"siiRL ended after {listener.kept} of {record.config.training.steps} updates without an error; its log stands above"
+            f"siiRL ended after {listener.kept} of {record.config.training.steps} updates without an error; its log stands "
+            "above"
         )
     return listener.evaluation
 

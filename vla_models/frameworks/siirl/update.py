@@ -73,11 +73,12 @@ def _one_step(
         return None
     policy.optimizer.zero_grad(set_to_none=False)
     terms: dict[str, float] = {}
-    for part in places.split(int(cfg.actor.ppo_micro_batch_size_per_gpu)):
+    for part in torch.split(places, int(cfg.actor.ppo_micro_batch_size_per_gpu)):
         loss, found = _loss(policy, batch, cfg, mask, part, tokens, decisions, check)
         if not torch.isfinite(loss):
             raise DivergenceError(
-                f"rl step {policy.updates + 1}: the loss is {loss.item()}; lower training.optimizer.lr, or resume with another seed"
+                f"rl step {policy.updates + 1}: the loss is {loss.item()}; lower training.optimizer.lr, or resume with another "
+                "seed"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         terms = {name: terms.get(name, 0.0) + value for name, value in found.items()}

@@ -81,15 +81,15 @@ class DriveWorker(Worker):
         )
         if not driven.valid.any():
             raise SceneError(
-                f"rl step {step + 1}: none of {len(ids)} episodes was valid ({driven.invalid_answers} answers were no plan); check "
-                "the scenes, or let the model imitate first"
+                f"rl step {step + 1}: none of {len(ids)} episodes was valid ({driven.invalid_answers} answers were no plan); "
+                "check the scenes, or let the model imitate first"
             )
         grouped = self.policy.config.algorithm.name != "ppo"
         counted = counted_groups(driven.valid, size) if grouped else driven.valid
         batch = self._batch(driven, ids, "train", counted, torch.arange(len(ids) // size).repeat_interleave(size))
         signal = driven.returns.view(-1, size)
-        metrics = self._over_ranks(driven.means(), int((driven.valid & driven.driven).sum()))
-        metrics |= self._over_ranks({"reward_mean": float(driven.returns[driven.valid].mean())}, int(driven.valid.sum()))
+        means = driven.means()
+        metrics = self._over_ranks({"reward_mean": means.pop("return")} | means, int(driven.valid.sum()))
         metrics["groups_with_signal"] = float((signal.amax(1) - signal.amin(1) > 1e-6).float().mean())
         metrics |= {"invalid": float((~driven.valid).sum()), "invalid_answers": float(driven.invalid_answers)}
         metrics |= {"model_s": driven.model_s, "world_s": driven.world_s, "wall_s": driven.wall_s}
@@ -113,14 +113,13 @@ class DriveWorker(Worker):
             asked = Asked(
                 temperature=float(self.config.rollout.temperature),
                 top_p=float(self.config.rollout.top_p),
-                invalid=config.reward.invalid,
                 success_score=float(self.policy.settings["success_score"]),
             )
+            worlds = [adapter(config, part, rows, self.policy.model.spec) for _ in range(WORLDS)]
+            threads = config.training.threads or len(os.sched_getaffinity(0))
             self._rollouts[part] = Rollout(
-                self.policy.model, [adapter(config, part, rows) for _ in range(WORLDS)], self.policy.record, self.policy.rows,
-                int(embodied.env.max_steps), asked, video=video,
-                threads=config.training.threads or len(os.sched_getaffinity(0)),
-            )  # fmt: skip
+                self.policy.model, worlds, self.policy.records, int(embodied.env.max_steps), asked, video=video, threads=threads
+            )
         return self._rollouts[part]
 
     def _over_ranks(self, means: dict[str, float], count: int) -> dict[str, float]:
@@ -134,8 +133,8 @@ class DriveWorker(Worker):
         return {name: sum(found.get(name, 0.0) * n for found, n in gathered) / whole for name in sorted(names)}
 
     def _remember_evaluation(self, driven: Driven, step: int) -> None:
-        counted = int((driven.valid & driven.driven).sum())
-        means = self._over_ranks(driven.means() | {"success_rate": float(driven.success[driven.valid].float().mean())}, counted)
+        means = driven.means() | {"success_rate": float(driven.success[driven.valid].float().mean())}
+        means = self._over_ranks(means, int(driven.valid.sum()))
         means |= self._over_ranks({"invalid": float((~driven.valid).sum())}, 1)
         if int(os.environ.get("RANK", "0")) == 0:
             with Path(self.policy.settings["evaluations"]).open("a") as file:
@@ -189,7 +188,9 @@ class DriveWorker(Worker):
         """Go on from what ``save_checkpoint`` wrote. ``CheckpointError`` names a file that is missing or damaged."""
         found = latest_checkpoint(Path(local_path))
         if found is None:
-            raise CheckpointError(f"{local_path} holds no checkpoint of vla_models; start a new run, or resume from another step")
+            raise CheckpointError(
+                f"{local_path} holds no checkpoint of vla_models; start a new run, or resume from another step"
+            )
         restored = load_checkpoint(found, self.policy.model, lambda phase: self.policy.optimizer)
         self.policy.updates = int(restored.state["updates"])
         if self.config.actor.use_kl_loss:
