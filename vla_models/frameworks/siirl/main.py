@@ -10,7 +10,6 @@ from vla_models.frameworks.siirl import plugin
 
 def main() -> None:
     """``siirl.main_dag.main`` on a Ray whose processes load the plugin."""
-    plugin.setup()
     plugin.register()
     ray: Any = importlib.import_module("ray")
     main_dag: Any = importlib.import_module("siirl.main_dag")

@@ -74,7 +74,8 @@ def make(
             "train_files": [str(own / "train.parquet")],
             "val_files": [str(own / "heldout.parquet")],
             "train_batch_size": training.scenes_per_step,
-            "val_batch_size": -(-env.heldout_scenes // ranks),  # siiRL begins anew with each batch: there must be one
+            # siiRL starts from the beginning with each batch, so there must be one; it repeats a rank's last row once more
+            "val_batch_size": env.heldout_scenes // ranks + 1,
             "shuffle": False,  # the manifest is in order
             "num_loader_workers": 0,
         },

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,16 +24,28 @@ LOG: Final = "VLA_MODELS_SIIRL_LOG"
 """Environment variable: file that gets a row for each thing that siiRL logs."""
 
 
+class _BeforeSiirl:
+    """A finder of modules that finds none, but prepares for siiRL when somebody asks for it."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "siirl":
+            sys.meta_path.remove(self)
+            without_torchvision()
+
+
 def setup() -> None:
-    """Before a Ray worker does anything: what siiRL is imported with, and what a user's script registered."""
-    without_torchvision()
-    import_sources()
+    """Let siiRL be imported in this process. Nothing heavy is done before it is: Ray starts many processes that never do."""
+    sys.meta_path.insert(0, _BeforeSiirl())
 
 
 def register() -> None:
-    """Put our worker, environments and log into siiRL. Raises ``MissingDependency`` where siiRL cannot run here."""
+    """Put our worker, environments and log into siiRL, and import what a user's script registered.
+
+    Raises ``MissingDependency`` where siiRL cannot run here, ``RegistryError`` where such a script cannot be imported.
+    """
     check()
     without_torchvision()
+    import_sources()
     dagworker: Any = importlib.import_module("siirl.dag_worker.dagworker")
     from siirl.execution.dag import NodeRole
 

@@ -36,7 +36,6 @@ _ACTOR: Final = "actor_agent_0"
 def prepare() -> None:
     """Load in this process what siiRL's processes load. Raises ``MissingDependency`` where siiRL cannot run here, or there is
     no device that it can train on."""
-    plugin.setup()
     plugin.register()
     device: Any = importlib.import_module("siirl.utils.extras.device")
     try:

@@ -71,9 +71,11 @@ class DriveWorker(Worker):
         """
         ids = [int(i) for i in prompts["task_id"]]
         if "validate" in prompts and bool(prompts["validate"]):
-            driven = self._rollout("heldout").drive(ids, 1, deterministic=True)
+            scenes = list(dict.fromkeys(ids))  # siiRL fills a rank's manifest up with its last row
+            driven = self._rollout("heldout").drive(scenes, 1, deterministic=True)
             self._remember_evaluation(driven, int(prompts["global_steps"]))
-            return self._batch(driven, ids, "heldout", driven.valid, torch.arange(len(ids)))
+            batch = self._batch(driven, scenes, "heldout", driven.valid, torch.arange(len(scenes)))
+            return batch[torch.tensor([scenes.index(i) for i in ids])]
         size, seed, step = int(self.config.rollout.n), self.policy.config.seed, self.policy.updates
         rank = 0 if self.group is None else dist.get_rank(self.group)
         driven = self._rollout("train").drive(
@@ -92,7 +94,7 @@ class DriveWorker(Worker):
         metrics = self._over_ranks({"reward_mean": means.pop("return")} | means, int(driven.valid.sum()))
         metrics["groups_with_signal"] = float((signal.amax(1) - signal.amin(1) > 1e-6).float().mean())
         metrics |= {"invalid": float((~driven.valid).sum()), "invalid_answers": float(driven.invalid_answers)}
-        metrics |= {"model_s": driven.model_s, "world_s": driven.world_s, "wall_s": driven.wall_s}
+        metrics |= {"model_s": driven.model_s, "world_s": driven.world_s, "rollout_s": driven.wall_s}
         batch["metrics"] = NonTensorData({f"drive/{name}": value for name, value in metrics.items()})
         return batch
 
