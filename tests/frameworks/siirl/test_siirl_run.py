@@ -37,7 +37,7 @@ def config(environment: str, algorithm: str, model: str = "tiny_vla", **changes:
             "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, **changes},
             "training": {
                 "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
-                "optimizer": {"lr": 1e-3}, "imitation": {"steps": 2 if navsim else 0, "batch_size": 4},
+                "optimizer": {"lr": 1e-3}, "imitation": {"steps": 2 if navsim and model == "tiny_vla" else 0, "batch_size": 4},
             },
         }
     )  # fmt: skip

@@ -104,7 +104,7 @@ def _check(config: VLAConfig) -> None:
     native_config.check_config(config)
     decisions = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl").decisions
     native_config.make(
-        config, Path(), Path(), decisions=decisions or 2, record=RecordLayout({}, 1),
+        config, Path(), Path(), decisions=decisions or 2, heldout=config.environment.heldout_scenes, record=RecordLayout({}, 1),
         devices=torch.cuda.device_count(),
     )  # fmt: skip
 
@@ -121,15 +121,14 @@ def translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
         return env
 
     _, layout, decisions = lay_out(config, record.model, make_env)
+    env = adapter.make_env(config, "heldout", 1, record.model.spec)
+    heldout = len(env.tokens)
+    env.close()
     settings = native_config.make(
-        config, record.path, record.start, decisions=adapter.decisions or decisions, record=layout,
+        config, record.path, record.start, decisions=adapter.decisions or decisions, heldout=heldout, record=layout,
         devices=torch.cuda.device_count(), done=record.done(),
     )  # fmt: skip
-    heldout = adapter.make_env(config, "heldout", 1, record.model.spec)
-    try:
-        native_config.write_inputs(settings, config, scenes, len(heldout.tokens))
-    finally:
-        heldout.close()
+    native_config.write_inputs(settings, config, scenes, heldout)
     return settings
 
 

@@ -41,6 +41,7 @@ def make(
     start: Path,
     *,
     decisions: int,
+    heldout: int,
     record: RecordLayout,
     devices: int,
     done: int = 0,
@@ -52,6 +53,7 @@ def make(
         folder: the run's folder (it holds config.yaml).
         start: checkpoint that the model is loaded from.
         decisions: most decisions of an episode.
+        heldout: scenes to validate on.
         record: the fixed shapes of records.
         devices: accelerators of a node.
         done: updates that the run to resume has had.
@@ -75,7 +77,7 @@ def make(
             "val_files": [str(own / "heldout.parquet")],
             "train_batch_size": training.scenes_per_step,
             # siiRL starts from the beginning with each batch, so there must be one; it repeats a rank's last row once more
-            "val_batch_size": env.heldout_scenes // ranks + 1,
+            "val_batch_size": heldout // ranks + 1,
             "shuffle": False,  # the manifest is in order
             "num_loader_workers": 0,
         },
@@ -157,7 +159,7 @@ def make(
     if problems:
         raise ConfigError("\n".join(problems))
     whole = merged(made, config.framework_options)
-    check(whole, config)
+    check(whole, config, heldout)
     return whole
 
 
@@ -215,7 +217,7 @@ def check_config(config: VLAConfig) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check(native: Mapping[str, Any], config: VLAConfig) -> None:
+def check(native: Mapping[str, Any], config: VLAConfig, heldout: int) -> None:
     """Refuse arguments that siiRL would refuse later or run wrongly; ``ConfigError`` names our keys."""
     algorithm, trainer = config.algorithm, native["trainer"]
     ranks = int(trainer["nnodes"]) * int(trainer["n_gpus_per_node"])
@@ -227,7 +229,7 @@ def check(native: Mapping[str, Any], config: VLAConfig) -> None:
             f"training.scenes_per_step: {config.training.scenes_per_step} scenes cannot be shared by {ranks} ranks; choose a "
             "multiple, or fewer in framework_options.trainer.n_gpus_per_node"
         )
-    if config.environment.heldout_scenes < ranks:
+    if heldout < ranks:
         problems.append(f"environment.heldout_scenes: {ranks} ranks need at least one each")
     if plans % algorithm.minibatches:
         problems.append(f"algorithm.minibatches: {plans} episodes of an update do not divide into {algorithm.minibatches}")
