@@ -55,11 +55,11 @@ def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clo
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
     kind = VLAModelRegistry.get_env_adapter(config.environment.type, "rlinf")
-    observation, record, _ = lay_out(config, model, kind.make_env)
+    layout = lay_out(config, model, kind.make_env)
     group, plans = config.algorithm.group_size, config.training.scenes_per_step * config.algorithm.group_size
     init = SimpleNamespace(config=str(folder / "config.yaml"), part="train", first_round=0)
     env = kind(SimpleNamespace(init_params=init, group_size=group, auto_reset=False, rollout_epoch=1), plans, 0, 1)
-    policy = RLinfPolicy(model, observation, record)
+    policy = RLinfPolicy(model, layout.observation, layout.record)
     outer, inner = Clock(), Clock()
     model.predict = inner.wrap(model.predict)  # type: ignore[method-assign]
     model.evaluate_actions = inner.wrap(model.evaluate_actions)  # type: ignore[method-assign]

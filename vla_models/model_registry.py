@@ -31,10 +31,14 @@ BUILTIN_MODELS: Mapping[str, str] = {
 """Models of this package: name -> module whose import registers it."""
 
 BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
+    ("navsim", "areal"): "vla_models.frameworks.areal.env:AReaLNavSimAdapter",
+    ("bench2drive", "areal"): "vla_models.frameworks.areal.env:AReaLBench2DriveAdapter",
     ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
     ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
     ("navsim", "siirl"): "vla_models.frameworks.siirl.env:NavSimVLAAdapter",
     ("bench2drive", "siirl"): "vla_models.frameworks.siirl.env:Bench2DriveVLAAdapter",
+    ("navsim", "verl"): "vla_models.frameworks.verl.env:VerlNavSimAdapter",
+    ("bench2drive", "verl"): "vla_models.frameworks.verl.env:VerlBench2DriveAdapter",
 }
 """Environment adapters of this package: (environment, framework) -> ``module:class``; one that a user registers goes first."""
 

@@ -59,9 +59,11 @@ def rollout(head: str, kind: Any = Toy, rows: int = 4, worlds: int = 2, **option
     torch.manual_seed(0)
     one = kind is GoldenNavSim
     model = create_model(head, horizon=8 if one else HORIZON)
-    _, layout, longest = lay_out(config, model, kind.make_env)
+    layout = lay_out(config, model, kind.make_env)
     made = [kind(config, "train", rows, model.spec) for _ in range(worlds)]
-    return Rollout(model, made, RecordBytes(layout), 1 if one else longest, options.pop("asked", Asked()), **options)
+    return Rollout(
+        model, made, RecordBytes(layout.record), 1 if one else layout.max_decisions, options.pop("asked", Asked()), **options
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -129,7 +129,7 @@ class RouteCameras:
         frames = []
         for n, route in enumerate(routes):
             view, lights = self._views(route)
-            frames.append(view.frame(world.ego[n, :3], _actors(world, n), _light_states(world, n, lights, route.town)))
+            frames.append(view.frame(world.ego[n, :3], _actors(world, n), light_states_now(world, n, lights, route.town)))
         for n in sorted(range(len(frames)), key=lambda k: id(frames[k].ground)):  # rows on one tile need it laid out once
             for name, image in self._rig.render(frames[n]).items():
                 images[name][n] = image
@@ -163,7 +163,7 @@ def _actors(world: World, n: int) -> Actors:
     )
 
 
-def _light_states(world: World, n: int, lights: FloatArray, town: str) -> npt.NDArray[np.int8]:
+def light_states_now(world: World, n: int, lights: FloatArray, town: str) -> npt.NDArray[np.int8]:
     """[T] states of a route's lights (their poses [T, 3]), which are some of the town's."""
     rows, states = world.light_states(n)
     out = np.full(len(lights), RED, dtype=np.int8)

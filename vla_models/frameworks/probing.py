@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,10 +23,22 @@ PROBED: Final = 8
 """Training scenes on which the model is tried."""
 
 
-def lay_out(
-    config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]
-) -> tuple[ObservationLayout, RecordLayout, int]:
-    """How observations and records are packed, and the most decisions of an episode.
+@dataclass(frozen=True)
+class Layout:
+    """What a framework must know of a model and an environment before it starts."""
+
+    observation: ObservationLayout
+    """How observations are packed."""
+    record: RecordLayout
+    """The fixed shapes of records."""
+    max_decisions: int
+    """Most decisions of an episode."""
+    masked: bool
+    """Whether ``evaluate_actions`` left parts of a decision uncounted (padding of a text, say)."""
+
+
+def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]) -> Layout:
+    """Try the model on ``PROBED`` training scenes, a row each.
 
     make_env: ``make_env(config, "train", rows, spec)`` gives the environment.
 
@@ -36,7 +49,7 @@ def lay_out(
     try:
         observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
         model.eval()
-        samples = []
+        samples, masked = [], False
         generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
         for row in VLAInput.batch(observation):
             prediction = model.predict(
@@ -46,19 +59,21 @@ def lay_out(
                 raise NotImplementedByModel(
                     f"{type(model).__name__} cannot be trained: its predict returns no record and logprobs (see docs/models.md)"
                 )
-            _check_replay(config, model, prediction.record, prediction.logprobs)
+            mask = _check_replay(config, model, prediction.record, prediction.logprobs)
+            masked = masked or not bool(mask.all())
             samples.append((prediction.record, prediction.logprobs))
-        return (
+        return Layout(
             ObservationLayout.of(env.single_observation_space),
             RecordLayout.of(samples),
             int(getattr(env, "max_decisions", 1)),
+            masked,
         )
     finally:
         env.close()
 
 
-def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> None:
-    """Refuse a model that does not recompute what it sampled with or lacks what the algorithm asks for."""
+def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
+    """Refuse a model that does not recompute what it sampled with or lacks what the algorithm asks for; which parts count."""
     ppo, entropy = config.algorithm.name == "ppo", config.algorithm.entropy_coef > 0.0
     with torch.no_grad():
         out = model.evaluate_actions(record, entropy=entropy, values=ppo)
@@ -73,3 +88,5 @@ def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, T
             f"before any update the log-probabilities differ by {error:.2g}; {name}.evaluate_actions does not recompute what "
             "predict sampled with"
         )
+    mask: Tensor = out["mask"]
+    return mask

@@ -16,7 +16,7 @@ PLANS = VLASpec(horizon=8, dt=0.5)
 
 
 def make_route_env(
-    config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec = PLANS
+    config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec = PLANS, *, pictures: bool = True
 ) -> Bench2DriveEnv:
     """``num_envs`` rows on the training routes or on those to evaluate on.
 
@@ -28,6 +28,7 @@ def make_route_env(
         part: which routes.
         num_envs: rows.
         spec: of the model that will drive: its plans' poses and seconds, and the controller that follows them.
+        pictures: False for drivers that look at the world itself (the baselines): no camera, and much faster.
 
     Raises:
         ConfigError: for a backend that this version does not have, or settings that do not fit together.
@@ -49,7 +50,7 @@ def make_route_env(
         routes=RouteSpec(types, tuple(towns), count, env.scenes_seed) if file is None else file,
         skip_bad=env.skip_bad and file is not None,
         reward=config.reward.model_dump(exclude={"invalid"}),  # that one is about answers, not about drives
-        cameras=tuple(env.cameras),
+        cameras=tuple(env.cameras) if pictures else (),
         image_size=(env.camera.height, env.camera.width),
         plan_steps=spec.horizon,
         plan_dt=spec.dt,

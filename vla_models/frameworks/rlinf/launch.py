@@ -132,16 +132,16 @@ def _check(config: VLAConfig) -> None:
 def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
     """The native configuration, checked."""
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "rlinf")
-    observation, layout, decisions = lay_out(config, record.model, adapter.make_env)
+    layout = lay_out(config, record.model, adapter.make_env)
     devices, done = torch.cuda.device_count(), record.done()
     settings = native_config.make(
         config,
         record.path,
         record.start,
         spec=record.model.spec,
-        max_decisions=adapter.decisions or decisions,
-        observation=observation,
-        record=layout,
+        max_decisions=adapter.decisions or layout.max_decisions,
+        observation=layout.observation,
+        record=layout.record,
         devices=devices,
         resume=runner.checkpoint_folder(record.path, done) if done else None,
         done=done,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vla_models.errors import ConfigError
+from vla_models.frameworks.options import merged
 from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
 
@@ -201,15 +202,6 @@ def make(
     if isinstance(cluster, Mapping) and "component_placement" in cluster:  # its keys can be lists of parts: not mergeable
         made["cluster"]["component_placement"] = {}
     return merged(made, options)
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` put over it, dict by dict."""
-    out = dict(base)
-    for key, value in changes.items():
-        inner = out.get(key)
-        out[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 def check_config(config: VLAConfig) -> None:

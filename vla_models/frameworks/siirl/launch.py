@@ -120,12 +120,13 @@ def translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
         scenes = len(env.tokens)
         return env
 
-    _, layout, decisions = lay_out(config, record.model, make_env)
+    layout = lay_out(config, record.model, make_env)
     env = adapter.make_env(config, "heldout", 1, record.model.spec)
     heldout = len(env.tokens)
     env.close()
     settings = native_config.make(
-        config, record.path, record.start, decisions=adapter.decisions or decisions, heldout=heldout, record=layout,
+        config, record.path, record.start, decisions=adapter.decisions or layout.max_decisions, heldout=heldout,
+        record=layout.record,
         devices=torch.cuda.device_count(), done=record.done(),
     )  # fmt: skip
     native_config.write_inputs(settings, config, scenes, heldout)
