@@ -1,8 +1,8 @@
 """How much of a training step our adapters take: ``python benchmarks/frameworks.py rlinf`` (in that framework's environment).
 
 One step is sampled, scored, replayed and differentiated in this process through the framework's adapter, without the
-framework's own transport between processes, so the share that is printed is an upper bound of the share in a run. CPU time of
-this thread is measured: what the model and the environment take is inside the adapter's calls and is taken off. Writes
+framework's own transport between processes, so the share that is printed is an upper bound of the share in a run. CPU time is
+measured: what the model and the environment take is inside the adapter's calls and is taken off. Writes
 ``benchmarks/results/frameworks_<framework>.json``.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -28,20 +30,24 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Clock:
-    """CPU seconds spent inside the functions that it wraps (not counted twice where one calls another)."""
+    """CPU seconds spent inside the functions that it wraps (not counted twice where one calls another in the same thread).
 
-    def __init__(self) -> None:
-        self.seconds, self._depth = 0.0, 0
+    timer: ``time.thread_time``, or ``time.process_time`` for functions that let other threads work.
+    """
+
+    def __init__(self, timer: Callable[[], float] = time.thread_time) -> None:
+        self.seconds, self._timer, self._of_thread = 0.0, timer, threading.local()
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started, self._depth = time.thread_time(), self._depth + 1
+            depth = getattr(self._of_thread, "depth", 0)
+            started, self._of_thread.depth = self._timer(), depth + 1
             try:
                 return function(*args, **kwargs)
             finally:
-                self._depth -= 1
-                if not self._depth:
-                    self.seconds += time.thread_time() - started
+                self._of_thread.depth = depth
+                if not depth:
+                    self.seconds += self._timer() - started
 
         return timed
 
@@ -77,7 +83,61 @@ def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clo
     return once, outer, inner
 
 
-STEPS = {"rlinf": rlinf_step}
+def siirl_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clock, Clock]:
+    """One step of siiRL's worker (rollout, log-probabilities, update), whose worlds and model run in threads of their own."""
+    from vla_models.frameworks.siirl import native, plugin
+    from vla_models.frameworks.siirl.compat import without_torchvision
+
+    without_torchvision()
+    plugin.register()
+    os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    from dacite import Config as DaciteConfig
+    from dacite import from_dict
+    from siirl.params import ActorRolloutRefArguments
+    from tensordict import TensorDict
+
+    from vla_models.frameworks.probing import lay_out
+    from vla_models.frameworks.siirl.worker import DriveWorker
+
+    config.to_yaml(folder / "config.yaml")
+    torch.manual_seed(config.seed)
+    model = create_model(config.model.name, **config.model.arguments())
+    model.save_pretrained(folder / "start")
+    kind = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl")
+    layout = lay_out(config, model, kind.make_env)
+    settings = native.make(
+        config, folder, folder / "start", decisions=layout.max_decisions, heldout=1, record=layout.record, devices=1
+    )
+    native.write_inputs(settings, config, config.environment.train_scenes, 1)
+    given = from_dict(ActorRolloutRefArguments, settings["actor_rollout_ref"], DaciteConfig(check_types=False))
+    given.actor.optim.total_training_steps = 1000
+    worker = DriveWorker(given, None)
+    worker.init_model()
+    policy, worlds = worker.policy, worker._rollout("train").worlds
+    outer, inner = Clock(time.process_time), Clock()
+    policy.model.predict = inner.wrap(policy.model.predict)  # type: ignore[method-assign]
+    policy.model.evaluate_actions = inner.wrap(policy.model.evaluate_actions)  # type: ignore[method-assign]
+    policy.optimizer.step = inner.wrap(policy.optimizer.step)  # type: ignore[method-assign]
+    torch.autograd.backward = inner.wrap(torch.autograd.backward)
+    for world in worlds:
+        world.env.step, world.env.reset = inner.wrap(world.env.step), inner.wrap(world.env.reset)
+    generate, replay, update = (
+        outer.wrap(f) for f in (worker.generate_sequences, worker.compute_log_prob, worker.update_actor)
+    )
+    group, scenes = config.algorithm.group_size, config.training.scenes_per_step
+    ids = torch.arange(scenes).repeat_interleave(group)
+
+    def once() -> None:
+        batch = generate(TensorDict({"task_id": ids}, batch_size=len(ids)))
+        returns = batch["episode_return"].view(scenes, group)
+        advantages = (returns - returns.mean(dim=1, keepdim=True)).reshape(-1, 1)
+        batch["advantages"] = advantages * batch["response_mask"]
+        update(replay(batch))
+
+    return once, outer, inner
+
+
+STEPS = {"rlinf": rlinf_step, "siirl": siirl_step}
 
 
 def main() -> None:
@@ -95,9 +155,9 @@ def main() -> None:
         once()  # compiles
         for _ in range(args.steps):
             outer.seconds = inner.seconds = 0.0
-            started = time.thread_time()
+            started = time.process_time()
             once()
-            rows.append({"step_s": time.thread_time() - started, "adapter_s": outer.seconds - inner.seconds})
+            rows.append({"step_s": time.process_time() - started, "adapter_s": outer.seconds - inner.seconds})
     shares = [row["adapter_s"] / row["step_s"] for row in rows]
     print("| framework | plans | step (CPU s) | in our adapter (CPU s) | share |")
     print("|---|---|---|---|---|")

@@ -15,6 +15,7 @@ is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -48,8 +49,12 @@ def on_cpu(framework: str) -> bool:
     folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
     if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
         return False
-    os.environ["RLINF_EXT_MODULE"] = "cpu_shim"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    if framework == "rlinf":
+        os.environ["RLINF_EXT_MODULE"] = "cpu_shim"
+    else:  # this module says itself how processes get it
+        sys.path.insert(0, str(folder))
+        os.environ.update(importlib.import_module("cpu_shim").environment())
     return True
 
 

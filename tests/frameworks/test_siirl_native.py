@@ -61,6 +61,7 @@ def test_srpo_belongs_to_siirl_and_needs_a_group() -> None:
         ({"actor_rollout_ref": {"actor": {"fsdp_config": {}}}}, r"actor\.fsdp_config: siiRL has no such argument, or nothing"),
         ({"actor_rollout_ref": {"rollout": {"n": 8}}}, r"rollout\.n: it follows from the other sections"),
         ({"trainer": 3}, r"framework_options\.trainer: it is a section, not 3"),
+        ({"trainer": {"nnodes": 0}}, r"trainer\.nnodes: it must be a number of at least 1, not 0"),
         ({"trainer": {"seed": 3}}, r"trainer\.seed: it follows from the other sections"),
         ({"trainer": {"n_gpus_per_node": 3}}, r"training\.scenes_per_step: 4 scenes cannot be shared by 3 ranks"),
         (

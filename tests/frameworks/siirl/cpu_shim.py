@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-GPUS = "1"
+GPUS = 2
 """How many a machine without pretends to have."""
 
 
@@ -31,8 +30,7 @@ def use_cpu() -> None:
 def environment() -> dict[str, str]:
     """Variables of a process that starts siiRL on a CPU."""
     source = {"module": "cpu_shim", "file": str(Path(__file__).resolve())}
-    gpus = {"GPU": int(os.environ.get("CPU_SHIM_GPUS", GPUS))}
-    return {"VLA_MODELS_SOURCES": json.dumps([source]), "RAY_OVERRIDE_RESOURCES": json.dumps(gpus)}
+    return {"VLA_MODELS_SOURCES": json.dumps([source]), "RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": GPUS})}
 
 
 use_cpu()

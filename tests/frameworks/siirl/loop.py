@@ -34,12 +34,14 @@ from toy_world import HORIZON, ToyDrive  # noqa: E402
 from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks.probing import lay_out  # noqa: E402
-from vla_models.frameworks.siirl import native  # noqa: E402
+from vla_models.frameworks.siirl import native, plugin  # noqa: E402
 from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter, NavSimVLAAdapter  # noqa: E402
 from vla_models.frameworks.siirl.policy import Policy  # noqa: E402
 from vla_models.frameworks.siirl.worker import DriveWorker  # noqa: E402
 from vla_models.inputs import VLASpec  # noqa: E402
 from vla_models.model_registry import create_model, register_env_adapter  # noqa: E402
+
+plugin.register()
 
 HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
 PLACES = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -150,7 +152,7 @@ def parsed(settings: dict[str, Any]) -> Any:
 
 def rank(folder: Path, config: VLAConfig) -> Rank:
     """siiRL's main program up to the first step."""
-    os.environ.update(PLACES)
+    os.environ.update({name: os.environ.get(name, value) for name, value in PLACES.items()})
     adapter = ADAPTERS[config.environment.type]
     folder.mkdir(exist_ok=True)
     config.to_yaml(folder / "config.yaml")

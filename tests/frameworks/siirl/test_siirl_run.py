@@ -109,8 +109,9 @@ def test_srpo_in_navsim_trains_what_a_users_adapter_returns(tmp_path: Path) -> N
     assert changed(start, last) > 1e-5
 
 
-def test_ppo_in_a_many_decision_environment(tmp_path: Path) -> None:
-    folder = finished(run(config("bench2drive", "ppo"), tmp_path))
+def test_ppo_in_a_many_decision_environment_on_two_ranks(tmp_path: Path) -> None:
+    settings = config("bench2drive", "ppo").model_copy(update={"framework_options": {"trainer": {"n_gpus_per_node": 2}}})
+    folder = finished(run(settings, tmp_path))
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]
     assert all(np.isfinite(row["value_loss"]) for row in learned)

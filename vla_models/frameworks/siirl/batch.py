@@ -69,7 +69,7 @@ class RecordBytes:
         packed, at = {}, 0
         for key, kind, shape in self._parts:
             size = math.prod(shape) * kind.itemsize
-            packed[key] = rows[:, at : at + size].contiguous().view(kind).reshape(len(rows), *shape)
+            packed[key] = rows[:, at : at + size].clone().view(kind).reshape(len(rows), *shape)
             at += size
         return unpack(packed)
 

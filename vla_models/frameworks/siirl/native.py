@@ -60,7 +60,9 @@ def make(
     """
     algorithm, training, env = config.algorithm, config.training, config.environment
     ppo, kl = algorithm.name == "ppo", algorithm.kl_coef > 0.0
-    own, ranks = (folder / "siirl").resolve(), max(1, devices)
+    own, options = (folder / "siirl").resolve(), config.framework_options
+    nodes, of_node = _ranks(options, devices)
+    ranks = nodes * of_node
     plans = training.scenes_per_step * algorithm.group_size
     one_decision = decisions == 1
     made: dict[str, Any] = {
@@ -132,8 +134,8 @@ def make(
             "name": "episode_return",
         },
         "trainer": {
-            "nnodes": 1,
-            "n_gpus_per_node": ranks,
+            "nnodes": nodes,
+            "n_gpus_per_node": of_node,
             "total_epochs": 1,
             "save_freq": training.checkpoint_every or max(1, training.steps),
             "test_freq": training.eval_every or (-1 if one_decision else max(1, training.steps)),
@@ -155,12 +157,25 @@ def make(
             "success_score": 0.8,
         },
     }
-    problems = list(_unknown(made, config.framework_options, ()))
+    problems = list(_unknown(made, options, ()))
     if problems:
         raise ConfigError("\n".join(problems))
-    whole = merged(made, config.framework_options)
+    whole = merged(made, options)
     check(whole, config, heldout)
     return whole
+
+
+def _ranks(options: Mapping[str, Any], devices: int) -> tuple[int, int]:
+    """Nodes and ranks of a node: this machine's devices, unless ``framework_options.trainer`` says otherwise."""
+    trainer = options.get("trainer")
+    given = trainer if isinstance(trainer, Mapping) else {}
+    found = []
+    for key, usual in (("nnodes", 1), ("n_gpus_per_node", max(1, devices))):
+        value = given.get(key, usual)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"framework_options.trainer.{key}: it must be a number of at least 1, not {value!r}")
+        found.append(value)
+    return found[0], found[1]
 
 
 def _rows(scenes: int, group: int) -> int:
