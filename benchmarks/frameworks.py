@@ -86,9 +86,9 @@ def rlinf_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clo
 def siirl_step(config: VLAConfig, folder: Path) -> tuple[Callable[[], None], Clock, Clock]:
     """One step of siiRL's worker (rollout, log-probabilities, update), whose worlds and model run in threads of their own."""
     from vla_models.frameworks.siirl import native, plugin
-    from vla_models.frameworks.siirl.compat import without_torchvision
+    from vla_models.frameworks.siirl.compat import before_import
 
-    without_torchvision()
+    before_import()
     plugin.register()
     os.environ |= {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     from dacite import Config as DaciteConfig

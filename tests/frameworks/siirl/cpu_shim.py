@@ -17,9 +17,9 @@ GPUS = 2
 
 def use_cpu() -> None:
     """Patch siiRL in this process."""
-    from vla_models.frameworks.siirl.compat import without_torchvision
+    from vla_models.frameworks.siirl.compat import before_import
 
-    without_torchvision()
+    before_import()
     device: Any = importlib.import_module("siirl.utils.extras.device")
     device.get_nccl_backend = lambda: "gloo"
     dagworker: Any = importlib.import_module("siirl.dag_worker.dagworker")

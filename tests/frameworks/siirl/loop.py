@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla_models.frameworks.siirl.compat import without_torchvision
+from vla_models.frameworks.siirl.compat import before_import
 
-without_torchvision()
+before_import()
 
 import numpy as np  # noqa: E402
 import small_models  # noqa: E402, F401 - registers models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from vla_models.errors import MissingDependency
+from vla_models.files import cache_dir
 
 BASE: Final = "siirl.environment.embodied.base"
 """Module of ``BaseVLAEnvironment``."""
@@ -72,7 +74,13 @@ def base_environment() -> Any:
     return module.BaseVLAEnvironment
 
 
-def without_torchvision() -> None:
+def before_import() -> None:
+    """Prepare this process for an import of siiRL: what that needs, and where it writes its log (else into the present folder)."""
+    os.environ.setdefault("SIIRL_LOG_DIRECTORY", str(cache_dir() / "siirl_logs"))
+    _without_torchvision()
+
+
+def _without_torchvision() -> None:
     """Let siiRL be imported where torchvision is not installed.
 
     Its trainer imports InternVL's picture transforms (siirl/models/transformers/internvl.py), which nothing here calls, and

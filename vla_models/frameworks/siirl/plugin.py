@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from vla_models.frameworks.siirl.compat import base_environment, check, without_torchvision
+from vla_models.frameworks.siirl.compat import base_environment, before_import, check
 from vla_models.frameworks.user_code import import_sources
 
 HOOK: Final = "vla_models.frameworks.siirl.plugin.setup"
@@ -30,7 +30,7 @@ class _BeforeSiirl:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "siirl":
             sys.meta_path.remove(self)
-            without_torchvision()
+            before_import()
 
 
 def setup() -> None:
@@ -44,7 +44,7 @@ def register() -> None:
     Raises ``MissingDependency`` where siiRL cannot run here, ``RegistryError`` where such a script cannot be imported.
     """
     check()
-    without_torchvision()
+    before_import()
     import_sources()
     dagworker: Any = importlib.import_module("siirl.dag_worker.dagworker")
     from siirl.execution.dag import NodeRole

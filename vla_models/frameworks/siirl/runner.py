@@ -57,6 +57,7 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
     folder = record.path / "siirl"
     listener = Listener(native, record, folder / f"log-{record.done()}.jsonl")
     variables = {"TOKENIZERS_PARALLELISM": "false", "NCCL_DEBUG": "WARN", plugin.LOG: str(listener.path.resolve())}
+    variables["SIIRL_LOG_DIRECTORY"] = str((folder / "log").resolve())
     variables |= {key: os.environ[key] for key in (SOURCES, "PYTHONPATH", "OMP_NUM_THREADS") if key in os.environ}
     with ray_head() as address:
         ray: Any = importlib.import_module("ray")
