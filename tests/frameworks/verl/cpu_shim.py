@@ -108,11 +108,6 @@ def register() -> None:
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=True: unpinned(pin_memory=False)
 
 
-def in_this_process() -> None:
-    """For tests that use verl's classes here: as if the variables had been set before."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import verl  # noqa: F401 - loads this module by its variable
-
-
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
 register()

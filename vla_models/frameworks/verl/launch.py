@@ -25,7 +25,7 @@ from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.frameworks.verl import native as native_config
 from vla_models.frameworks.verl import runner
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import NAME, PLUGIN, check_version
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
@@ -157,10 +157,10 @@ def _variables(run: Path, done: int) -> dict[str, str]:
     folder = run.resolve()
     here = str(Path(vla_models.__file__).resolve().parent.parent)
     python_path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
-    modules = [name for name in os.environ.get(runner.EXTERNAL, "").split(",") if name and name != runner.PLUGIN]
+    modules = [name for name in os.environ.get(runner.EXTERNAL, "").split(",") if name and name != PLUGIN]
     variables = {
-        runner.EXTERNAL: ",".join([*modules, runner.PLUGIN]),
-        runner.VENDOR: os.environ.get(runner.VENDOR, "vla_models"),
+        runner.EXTERNAL: ",".join([*modules, PLUGIN]),
+        runner.VENDOR: os.environ.get(runner.VENDOR, NAME),
         "PYTHONPATH": os.pathsep.join([here, *python_path]),
         "VERL_FILE_LOGGER_PATH": str(folder / "verl" / f"metrics-{done}.jsonl"),
         "TENSORBOARD_DIR": str(folder / "verl" / "tensorboard"),

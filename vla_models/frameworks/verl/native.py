@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vla_models.errors import ConfigError, did_you_mean
 from vla_models.frameworks.options import merged
+from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME
 from vla_models.model_registry import VLAModelRegistry
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def make(
     model = {
         "_target_": "vla_models.frameworks.verl.model.DrivingModelConfig",
         "path": str(start.resolve()),
-        "model_type": "driving_vla",
+        "model_type": MODEL_TYPE,
         "use_remove_padding": False,
         "enable_gradient_checkpointing": False,
         "vla": {
@@ -167,7 +168,7 @@ def make(
             },
             "ref": {"log_prob_micro_batch_size_per_gpu": micro, "fsdp_config": dict(fsdp)},
             "rollout": {
-                "name": "vla_models",
+                "name": NAME,
                 "n": group,
                 "seed": config.seed,
                 "temperature": algorithm.temperature,
@@ -316,7 +317,7 @@ def _traps(native: Mapping[str, Any], config: VLAConfig) -> list[str]:
             "framework_options.actor_rollout_ref.rollout.val_kwargs.temperature: evaluation is deterministic; set 0"
         )
     if own["route"] == "record":
-        if rollout["name"] != "vla_models":
+        if rollout["name"] != NAME:
             problems.append(
                 f"framework_options.actor_rollout_ref.rollout.name: {rollout['name']!r} serves tokens; with "
                 "framework_options.vla_models.route: tokens it can, with records the server is vla_models"

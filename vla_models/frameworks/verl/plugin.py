@@ -10,13 +10,8 @@ from typing import Any, Final
 
 from vla_models.errors import MissingDependency
 from vla_models.frameworks.user_code import import_sources
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME, PLUGIN, check_version
 
-MODULE: Final = "vla_models.frameworks.verl.plugin"
-NAME: Final = "vla_models"
-"""Our name for rollout servers, and the vendor under which our critic is registered (``VERL_ENGINE_VENDOR``)."""
-MODEL_TYPE: Final = "driving_vla"
-"""verl's ``model_type`` of our models: which engine trains them."""
 ROLLOUT: Final = "vla_models.frameworks.verl.rollout.DrivingRollout"
 
 
@@ -58,7 +53,7 @@ def check() -> None:
     }
     if missing := [name for name, there in known.items() if not there]:
         raise MissingDependency(
-            f"verl has not loaded vla_models: it lacks our {', '.join(missing)}. Set VERL_USE_EXTERNAL_MODULES={MODULE} before "
+            f"verl has not loaded vla_models: it lacks our {', '.join(missing)}. Set VERL_USE_EXTERNAL_MODULES={PLUGIN} before "
             "verl is imported (vla-models train does)"
         )
 

@@ -24,12 +24,11 @@ from torch import Tensor
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError, MissingDependency, VLAModelsError, did_you_mean
 from vla_models.frameworks.ray_head import ray_head
 from vla_models.frameworks.verl import native as native_config
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import NAME, PLUGIN, check_version
 
 if TYPE_CHECKING:
     from vla_models.frameworks.run_folder import FrameworkRun
 
-PLUGIN: Final = "vla_models.frameworks.verl.plugin"
 EXTERNAL, VENDOR = "VERL_USE_EXTERNAL_MODULES", "VERL_ENGINE_VENDOR"
 WEIGHTS: Final = "vla_models.safetensors"
 """The whole model beside verl's own shards in a checkpoint, under the model's own names."""
@@ -57,7 +56,7 @@ def load_plugin() -> None:
     if PLUGIN not in modules:
         modules.append(PLUGIN)
     os.environ[EXTERNAL] = ",".join(modules)
-    os.environ.setdefault(VENDOR, "vla_models")
+    os.environ.setdefault(VENDOR, NAME)
     try:
         for name in ("verl", *modules):
             importlib.import_module(name)
