@@ -17,6 +17,7 @@ from vla_models.frameworks.siirl.compat import before_import
 
 before_import()
 
+import bring_your_own_model  # noqa: E402, F401 - a stranger's model, registers my_vla
 import numpy as np  # noqa: E402
 import small_models  # noqa: E402, F401 - registers models
 import torch  # noqa: E402
@@ -35,15 +36,20 @@ from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks.probing import lay_out  # noqa: E402
 from vla_models.frameworks.siirl import native, plugin  # noqa: E402
-from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter, NavSimVLAAdapter  # noqa: E402
+from vla_models.frameworks.siirl.env import NavSimVLAAdapter, SiirlEnvAdapter  # noqa: E402
 from vla_models.frameworks.siirl.policy import Policy  # noqa: E402
 from vla_models.frameworks.siirl.worker import DriveWorker  # noqa: E402
 from vla_models.inputs import VLASpec  # noqa: E402
-from vla_models.model_registry import create_model, register_env_adapter  # noqa: E402
+from vla_models.model_registry import VLAModelRegistry, create_model, register_env_adapter  # noqa: E402
 
 plugin.register()
 
-HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
+HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow", "my_vla")
+BENCH2DRIVE = {
+    "train_towns": ["Town01"], "heldout_towns": ["Town02"], "scenario_types": ["DynamicObjectCrossing"], "max_ticks": 15,
+    "camera": {"width": 32, "height": 24},
+}  # fmt: skip
+"""Short episodes on real routes."""
 PLACES = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 """What siiRL's ``Worker`` reads."""
 
@@ -55,9 +61,9 @@ class GoldenNavSim(NavSimVLAAdapter):
         return NavSimEnv(num_envs, scenes=visible_scenes(6)[:4] if part == "train" else visible_scenes(6)[4:])
 
 
-@register_env_adapter("bench2drive", "siirl")
-class ToyBench2Drive(Bench2DriveVLAAdapter):
-    """Its last scene crashes at the second decision."""
+@register_env_adapter("toy", "siirl")
+class Toy(SiirlEnvAdapter):
+    """A world of many decisions that can be reasoned about; its last scene crashes at the second decision."""
 
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
@@ -66,23 +72,23 @@ class ToyBench2Drive(Bench2DriveVLAAdapter):
         return env
 
 
-ADAPTERS = {"navsim": GoldenNavSim, "bench2drive": ToyBench2Drive}
-
-
 def configuration(environment: str, model: str, algorithm: str = "grpo", **changes: Any) -> VLAConfig:
     name, _, head = model.partition("/")
     if name == "tiny_vla":
         options: dict[str, Any] = {"dim": 32, "layers": 1, "heads": 2, "image_size": [32, 64]}
     else:
-        options = {"horizon": 8 if environment == "navsim" else HORIZON}
-    navsim = environment == "navsim"
+        options = {"horizon": HORIZON} if environment == "toy" else {}
+    more: dict[str, Any] = {"bench2drive": BENCH2DRIVE}.get(environment, {})
+    reward = {"type": "driving", "weights": {"success": 1.0}}
     return VLAConfig.from_dict(
         {
             "framework": "siirl",
             "model": {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {}),
-            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
-            "reward": {"type": "pdms"} if navsim else {"type": "driving", "weights": {"success": 1.0}},
-            "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head else 0.01, **changes},
+            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2, **more},
+            **({"reward": reward} if environment == "toy" else {}),
+            "algorithm": {
+                "name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head or name == "my_vla" else 0.01, **changes,
+            },
             "training": {
                 "steps": 2, "scenes_per_step": 2, "threads": 1, "warmup_steps": 0, "optimizer": {"lr": 1e-3},
                 "imitation": {"steps": 0, "batch_size": 4},
@@ -153,7 +159,7 @@ def parsed(settings: dict[str, Any]) -> Any:
 def rank(folder: Path, config: VLAConfig) -> Rank:
     """siiRL's main program up to the first step."""
     os.environ.update({name: os.environ.get(name, value) for name, value in PLACES.items()})
-    adapter = ADAPTERS[config.environment.type]
+    adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl")
     folder.mkdir(exist_ok=True)
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)

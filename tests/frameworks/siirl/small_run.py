@@ -1,7 +1,7 @@
 """A user's script that trains with siiRL on scenes of its own: ``python small_run.py CONFIG [--resume RUN]``.
 
-It registers environments with the decorator, golden scenes in the place of generated ones and the toy world in the place of
-Bench2Drive, and siiRL's processes get them because they import this file again.
+It registers an environment with the decorator, golden scenes in the place of generated ones, and siiRL's processes get it since
+they import this file again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE), str(HERE.parent.parent.parent / "examples")]
 
-import small_models  # noqa: E402, F401 - registers models
+import bring_your_own_model  # noqa: E402, F401 - registers my_vla
 from golden import visible_scenes  # noqa: E402
 from gymnasium.vector import VectorEnv  # noqa: E402
-from toy_world import ToyDrive  # noqa: E402
 
 from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks import run_folder  # noqa: E402
-from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter, NavSimVLAAdapter  # noqa: E402
+from vla_models.frameworks.siirl.env import NavSimVLAAdapter  # noqa: E402
 from vla_models.inputs import VLASpec  # noqa: E402
-from vla_models.model_registry import create_model, register_env_adapter, register_framework_adapter  # noqa: E402
+from vla_models.model_registry import register_env_adapter  # noqa: E402
 from vla_models.scenes.scene import Scene  # noqa: E402
 
 
@@ -40,21 +39,6 @@ class GoldenNavSim(NavSimVLAAdapter):
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=scenes(config, part))
-
-
-@register_env_adapter("bench2drive", "siirl")
-class ToyBench2Drive(Bench2DriveVLAAdapter):
-    @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
-        return ToyDrive(num_envs, horizon=spec.horizon)
-
-
-@register_framework_adapter("siirl", "small_gaussian")
-def siirl_adapter(cfg: Any) -> Any:
-    """The form that users write: siiRL's arguments in, the model to train out."""
-    assert cfg.rollout.n > 1
-    assert cfg.actor.optim.lr > 0
-    return create_model("small_gaussian")
 
 
 def main(config: str, resume: str | None) -> None:

@@ -75,7 +75,7 @@ def base_environment() -> Any:
 
 
 def before_import() -> None:
-    """Prepare this process for an import of siiRL: what that needs, and where it writes its log (else into the present folder)."""
+    """Prepare this process for an import of siiRL: what that needs, and where its log goes (else into the present folder)."""
     os.environ.setdefault("SIIRL_LOG_DIRECTORY", str(cache_dir() / "siirl_logs"))
     _without_torchvision()
 
