@@ -13,8 +13,11 @@ from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError, MissingDependency
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.siirl import compat, native
+from vla_models.frameworks.siirl.env import SiirlEnvAdapter
 from vla_models.frameworks.siirl.launch import dry_run, launch
 from vla_models.frameworks.siirl.policy import SETTINGS
+from vla_models.frameworks.user_code import SOURCES
+from vla_models.model_registry import register_env_adapter
 from vla_models.training.checkpoint import data_order
 
 
@@ -175,3 +178,44 @@ def test_launch_and_dry_run_refuse_before_anything_is_made(tmp_path: Path, monke
         with pytest.raises(MissingDependency, match="make env-siirl"):
             launch(config())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_writes_what_siirl_reads_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Any
+) -> None:
+    """The whole way from a configuration to siiRL's inputs, with a model and an environment that nobody here knows."""
+    import small_models  # noqa: F401 - registers models
+    from toy_world import HORIZON, ToyDrive
+
+    @register_env_adapter("my_city", "siirl")
+    class MyCity(SiirlEnvAdapter):
+        @classmethod
+        def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> Any:
+            return ToyDrive(num_envs, horizon=spec.horizon)
+
+    monkeypatch.delenv(SOURCES, raising=False)
+    settings = VLAConfig.from_dict(
+        {
+            "framework": "siirl", "output_dir": str(tmp_path), "name": "dry",
+            "model": {"name": "small_gaussian", "options": {"horizon": HORIZON}},
+            "environment": {"type": "my_city", "train_scenes": 4, "heldout_scenes": 2},
+            "reward": {"type": "driving", "weights": {"success": 1.0}},
+            "algorithm": {"name": "srpo", "group_size": 4},
+            "training": {"steps": 3, "scenes_per_step": 2, "imitation": {"steps": 0}},
+        }
+    )  # fmt: skip
+    said = dry_run(settings)
+    monkeypatch.delenv(SOURCES)
+    (folder,) = tmp_path.iterdir()
+    assert f"sh {folder / 'siirl' / 'start.sh'}" in said
+    assert {p.name for p in (folder / "siirl").iterdir()} == {
+        "native.yaml", "start.sh", "train.parquet", "heldout.parquet", "model",
+    }  # fmt: skip
+    started = (folder / "siirl" / "start.sh").read_text()
+    assert "dag.custom_pipeline_fn=vla_models.frameworks.siirl.pipeline:group" in started
+    assert "small_models.py" in started  # siiRL's processes import what registered the model
+    settled = json.loads((folder / "siirl" / "model" / SETTINGS).read_text())
+    assert Path(settled["config"]).is_file()
+    assert (Path(settled["start"]) / "config.json").is_file()
+    assert pq.read_table(folder / "siirl" / "train.parquet").num_rows == 6
+    assert pq.read_table(folder / "siirl" / "heldout.parquet").num_rows == 4
