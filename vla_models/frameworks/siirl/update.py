@@ -38,7 +38,7 @@ def update(policy: Policy, batch: Any, cfg: Any, group: Any = None) -> dict[str,
     step, ranks = policy.updates, 1 if group is None else dist.get_world_size(group)
     records, finish = batch[RECORDS], batch["finish_step"]
     mask = _parts_mask(batch, policy.parts)
-    if _over_ranks(float(mask.sum()), group) == 0:
+    if over_ranks(float(mask.sum()), group) == 0:
         raise SceneError(f"rl step {step + 1}: no episode can be compared with another; check the scenes, or raise group_size")
     rate = float(actor.optim.lr) * cosine(step, int(actor.optim.total_training_steps), int(actor.optim.lr_warmup_steps))
     for parameters in policy.optimizer.param_groups:
@@ -67,8 +67,8 @@ def _one_step(
 ) -> dict[str, float] | None:
     """One optimiser step on the decisions ``places`` int64 [n, 2]; None if nothing counts in them on any rank."""
     counted = mask[places[:, 0], places[:, 1]]
-    tokens = _over_ranks(float(counted.sum()), group)
-    decisions = _over_ranks(float(counted.any(dim=1).sum()), group)
+    tokens = over_ranks(float(counted.sum()), group)
+    decisions = over_ranks(float(counted.any(dim=1).sum()), group)
     if tokens == 0:
         return None
     policy.optimizer.zero_grad(set_to_none=False)
@@ -91,7 +91,7 @@ def _one_step(
     if not math.isfinite(norm):
         raise DivergenceError(f"rl step {policy.updates + 1}: the gradient's norm is {norm}; lower training.optimizer.lr")
     policy.optimizer.step()
-    return {name: _over_ranks(value, group) for name, value in terms.items()} | {"grad_norm": norm}
+    return {name: over_ranks(value, group) for name, value in terms.items()} | {"grad_norm": norm}
 
 
 def _loss(
@@ -164,7 +164,7 @@ def _parts_mask(batch: Any, parts: int) -> Tensor:
     return mask.view(len(mask), -1, parts)
 
 
-def _over_ranks(value: float, group: Any) -> float:
+def over_ranks(value: float, group: Any) -> float:
     """Sum of a number over all ranks."""
     if group is None:
         return value

@@ -23,7 +23,7 @@ from vla_models.frameworks.siirl.batch import RECORDS, Driven, counted_groups, d
 from vla_models.frameworks.siirl.embedding import load_video_embedding
 from vla_models.frameworks.siirl.policy import Policy
 from vla_models.frameworks.siirl.rollout import WORLDS, Asked, Rollout
-from vla_models.frameworks.siirl.update import update
+from vla_models.frameworks.siirl.update import over_ranks, update
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.checkpoint import latest_checkpoint, load_checkpoint, random_stream, save_checkpoint
 
@@ -81,7 +81,7 @@ class DriveWorker(Worker):
         driven = self._rollout("train").drive(
             ids, size, stream=lambda chunk: random_stream(seed, f"rollout-{rank}-{chunk}", step)
         )
-        if not driven.valid.any():
+        if over_ranks(float(driven.valid.sum()), self.group) == 0:
             raise SceneError(
                 f"rl step {step + 1}: none of {len(ids)} episodes was valid ({driven.invalid_answers} answers were no plan); "
                 "check the scenes, or let the model imitate first"
@@ -90,10 +90,11 @@ class DriveWorker(Worker):
         counted = counted_groups(driven.valid, size) if grouped else driven.valid
         batch = self._batch(driven, ids, "train", counted, torch.arange(len(ids) // size).repeat_interleave(size))
         signal = driven.returns.view(-1, size)
-        means = driven.means()
-        metrics = self._over_ranks({"reward_mean": means.pop("return")} | means, int(driven.valid.sum()))
+        metrics = self._means_over_ranks(driven.means(), int(driven.valid.sum()))
+        metrics["reward_mean"] = metrics.pop("return")
         metrics["groups_with_signal"] = float((signal.amax(1) - signal.amin(1) > 1e-6).float().mean())
-        metrics |= {"invalid": float((~driven.valid).sum()), "invalid_answers": float(driven.invalid_answers)}
+        counts = {"invalid": float((~driven.valid).sum()), "invalid_answers": float(driven.invalid_answers)}
+        metrics |= {name: over_ranks(count, self.group) for name, count in counts.items()}
         metrics |= {"model_s": driven.model_s, "world_s": driven.world_s, "rollout_s": driven.wall_s}
         batch["metrics"] = NonTensorData({f"drive/{name}": value for name, value in metrics.items()})
         return batch
@@ -124,7 +125,7 @@ class DriveWorker(Worker):
             )
         return self._rollouts[part]
 
-    def _over_ranks(self, means: dict[str, float], count: int) -> dict[str, float]:
+    def _means_over_ranks(self, means: dict[str, float], count: int) -> dict[str, float]:
         """Means over the episodes of all ranks, from this rank's and over how many it has them."""
         if self.group is None:
             return means
@@ -135,9 +136,9 @@ class DriveWorker(Worker):
         return {name: sum(found.get(name, 0.0) * n for found, n in gathered) / whole for name in sorted(names)}
 
     def _remember_evaluation(self, driven: Driven, step: int) -> None:
-        means = driven.means() | {"success_rate": float(driven.success[driven.valid].float().mean())}
-        means = self._over_ranks(means, int(driven.valid.sum()))
-        means |= self._over_ranks({"invalid": float((~driven.valid).sum())}, 1)
+        means = driven.means() | {"success_rate": float(driven.success.sum()) / max(1, int(driven.valid.sum()))}
+        means = self._means_over_ranks(means, int(driven.valid.sum()))
+        means["invalid"] = over_ranks(float((~driven.valid).sum()), self.group)
         if int(os.environ.get("RANK", "0")) == 0:
             with Path(self.policy.settings["evaluations"]).open("a") as file:
                 file.write(json.dumps({"step": step, **means}) + "\n")
