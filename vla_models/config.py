@@ -172,8 +172,10 @@ class VLAConfig(Section):
                 ("training", "imitation", "batch_size"),
                 f"at most environment.train_scenes ({env.train_scenes}) can be taken in one step",
             )
-        if algorithm.name == "grpo" and algorithm.group_size < 2:
-            yield ("algorithm", "group_size"), "grpo compares plans of one scene with each other: at least 2"
+        if algorithm.name != "ppo" and algorithm.group_size < 2:
+            yield ("algorithm", "group_size"), f"{algorithm.name} compares plans of one scene with each other: at least 2"
+        if algorithm.name == "srpo" and self.framework != "siirl":
+            yield ("algorithm", "name"), "srpo is siiRL's: set framework: siirl, or take grpo"
         plans = training.scenes_per_step * algorithm.group_size
         if algorithm.minibatches > plans:
             yield ("algorithm", "minibatches"), f"at most scenes_per_step × group_size = {plans}"
