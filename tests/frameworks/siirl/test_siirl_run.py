@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cpu_shim
 import numpy as np
 import pytest
 from loop import BENCH2DRIVE
@@ -21,6 +20,8 @@ from vla_models.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
+
+SHIM = json.loads((HERE / "cpu_shim.json").read_text())
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def config(environment: str, algorithm: str, model: str = "tiny_vla", **changes:
 def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -> subprocess.CompletedProcess[str]:
     settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (cpu_shim.environment() if shim else {})
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (SHIM if shim else {})
     command = [sys.executable, str(HERE / "small_run.py"), str(folder / "config.yaml"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 

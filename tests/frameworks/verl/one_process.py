@@ -18,7 +18,7 @@ import numpy as np
 import small_run  # noqa: F401 - registers models and environments
 import torch
 import torch.distributed as td
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -36,6 +36,7 @@ from vla_models.frameworks.verl.launch import write, write_scenes
 from vla_models.frameworks.verl.rollout import DrivingServer
 from vla_models.model_registry import VLAModelRegistry, create_model
 
+JAGGED = ("prompts", "responses", "response_mask", "loss_mask", "rm_scores", "rollout_log_probs", "input_ids")
 HEADS = ("small_tokens", "small_gaussian", "small_flow")
 
 
@@ -73,7 +74,7 @@ def configuration(environment: str, model: str, algorithm: str = "grpo", **more:
 class Client:
     """The calls of verl's LLMServerClient that agent loops make, straight to a server."""
 
-    def __init__(self, server: DrivingServer) -> None:
+    def __init__(self, server: Any) -> None:
         self.server = server
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: Any, **more: Any) -> Any:
@@ -88,7 +89,7 @@ class Setting:
     cfg: Any
     folder: Path
     model_config: Any
-    server: DrivingServer
+    server: Any
 
     def engine(self, kind: str = "actor") -> Any:
         section = self.cfg.actor_rollout_ref.actor if kind == "actor" else self.cfg.critic
@@ -118,12 +119,22 @@ def setting(folder: Path, config: VLAConfig) -> Setting:
     model.save_pretrained(folder / "start")
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
     layout = lay_out(config, model, adapter.make_env)
-    native = native_config.make(config, folder, folder / "start", model.spec, layout, decisions=adapter.decisions)
+    tokens = native_config.route_of(config) == "tokens"
+    if tokens:
+        model.export(folder / "verl" / "base")
+    native = native_config.make(
+        config, folder, folder / "start", model.spec, layout, decisions=adapter.decisions,
+        answer=model.grammar.most if tokens else 0,
+    )  # fmt: skip
     native_config.check(native, config)
     path = write(native, folder)
     write_scenes(config, folder, model.spec)
     cfg = runner.compose(path)
     model_config = omega_conf_to_dataclass(cfg.actor_rollout_ref.model)
+    if tokens:
+        import cpu_tokens
+
+        return Setting(config, cfg, folder, model_config, cpu_tokens.TokenServer(model_config.path))
     server = DrivingServer(model_config.path, model_config.vla, 0)
     return Setting(config, cfg, folder, model_config, server)
 
@@ -182,17 +193,20 @@ def trajectories(s: Setting, scenes: list[str], part: str = "train") -> tuple[Te
     finally:
         v1.tq = original
     keys = sorted(rows)
-    names = ["prompts", "responses", "response_mask", "loss_mask", "rm_scores", "rollout_log_probs", "input_ids"]
-    names += [name for name in sorted(set(rows[keys[0]].keys())) if name.startswith(("record/", "sizes/"))]
+    jagged = {*JAGGED, *({"position_ids"} if s.model_config.processor is not None else ())}
+    names = [*jagged, *(n for n in sorted(set(rows[keys[0]].keys())) if n.startswith(("record/", "sizes/")))]
     fields = {
         name: torch.nested.as_nested_tensor([rows[key][name] for key in keys], layout=torch.jagged)
-        if name in names[:7]
+        if name in jagged
         else torch.stack([rows[key][name] for key in keys])
         for name in names
     }
     data = TensorDict(fields, batch_size=len(keys))
     extra = [getattr(rows[key]["extra_fields"], "data", rows[key]["extra_fields"]) for key in keys]
     data.set_non_tensor("extra", extra)
+    if s.model_config.processor is not None:
+        pictures = [rows[key]["multi_modal_inputs"] for key in keys]
+        data["multi_modal_inputs"] = NonTensorStack(*(getattr(row, "data", row) for row in pictures))
     return data, keys
 
 

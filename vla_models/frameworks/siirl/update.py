@@ -19,7 +19,7 @@ from vla_models.frameworks.siirl.batch import RECORDS, decision_mask
 from vla_models.frameworks.siirl.policy import Policy
 from vla_models.training.checkpoint import random_stream
 from vla_models.training.imitation import cosine
-from vla_models.training.trainer import HALF_TOLERANCE, REPLAY_TOLERANCE
+from vla_models.training.learner import HALF_TOLERANCE, REPLAY_TOLERANCE
 
 _NO_CLIP: Final = math.inf
 """siiRL clips values by its critic's arguments; here the value head is the model's own, and its loss is plain."""

@@ -23,7 +23,7 @@ def register() -> None:
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-    import vla_models.frameworks.verl.loop  # noqa: F401 - its decorators register the agent loops
+    import vla_models.frameworks.verl.tokens  # noqa: F401 - registers an agent loop, as the module does that it imports
     from vla_models.frameworks.verl.engine import DrivingCritic, DrivingEngine
 
     _ROLLOUT_REGISTRY[NAME, "async"] = ROLLOUT
@@ -49,7 +49,7 @@ def check() -> None:
         "engine": MODEL_TYPE in EngineRegistry._engines,
         "rollout": (NAME, "async") in _ROLLOUT_REGISTRY,
         "rollout replica": NAME in RolloutReplicaRegistry._registry,
-        "agent loops": AGENTS["record"] in _agent_loop_registry,
+        "agent loops": set(AGENTS.values()) <= _agent_loop_registry.keys(),
     }
     if missing := [name for name, there in known.items() if not there]:
         raise MissingDependency(
