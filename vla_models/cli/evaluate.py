@@ -133,7 +133,7 @@ def _on_routes(policy: Policy, rows: int, results: Path | None, per_scenario: bo
     from vla_models.training.routes import make_route_env
 
     model = None if policy.is_baseline else policy.load()
-    env = make_route_env(policy.settings, "heldout", rows, pictures=False)
+    env = make_route_env(policy.settings, "heldout", rows, cameras=())
     for left_out in env.skipped:
         _say(f"left out: {left_out}")
     found: dict[str, RouteEvaluation] = {}

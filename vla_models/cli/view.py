@@ -48,7 +48,7 @@ def view(
     if policy.settings.environment.type != "bench2drive":
         raise ConfigError("vla-models view films Bench2Drive's routes: environment.type=bench2drive")
     if policy.is_baseline:
-        driver, env = policy.name, make_route_env(policy.settings, "heldout", 1, pictures=False)
+        driver, env = policy.name, make_route_env(policy.settings, "heldout", 1, cameras=())
         drive = drive_route(driver, env, _which(route, env.tokens))
     else:
         model = policy.load()

@@ -13,7 +13,7 @@ from vla_models.errors import DivergenceError, NotImplementedByModel
 from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.records import RecordLayout
 from vla_models.inputs import VLAInput
-from vla_models.training.trainer import REPLAY_TOLERANCE
+from vla_models.training.learner import REPLAY_TOLERANCE
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
@@ -34,7 +34,8 @@ class Layout:
     max_decisions: int
     """Most decisions of an episode."""
     masked: bool
-    """Whether ``evaluate_actions`` left parts of a decision uncounted (padding of a text, say)."""
+    """Whether ``evaluate_actions`` may leave parts of a decision uncounted: it did, or decisions differ in their number of
+    parts, so that a batch of them is filled up."""
 
 
 def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]) -> Layout:
@@ -66,7 +67,7 @@ def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]
             ObservationLayout.of(env.single_observation_space),
             RecordLayout.of(samples),
             int(getattr(env, "max_decisions", 1)),
-            masked,
+            masked or len({logprobs.shape[1:] for _, logprobs in samples}) > 1,
         )
     finally:
         env.close()

@@ -1,6 +1,6 @@
 """A drive as a film (MP4, GIF) or a sheet of pictures (PNG): what the cameras see, the town from above, how the score stands.
 
-960 × 540 pixels in real time. The cameras are the model's own in mounting and field of view, in a size for people.
+960 × 540 pixels, an MP4 in real time. The cameras are the model's own in mounting and field of view, in a size for people.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ _APART: Final = 10
 """Ticks between two events that each get a picture of a sheet, at least."""
 _MP4_EVERY: Final = 2
 _GIF_EVERY: Final = 5
-"""Ticks between two frames: 10 and 4 frames a second."""
+"""Ticks between two frames: 10 and 4 frames a second …"""
+_GIF_FRAMES: Final = 250
+"""… but a GIF has no more frames than this and one: of a long drive it is faster than the time."""
 _GIF_SHARE: Final = Fraction(2, 3)
 """Of the pixels a side, in a GIF."""
 
@@ -79,11 +81,11 @@ def write_drive(path: str | Path, env: Bench2DriveEnv, drive: Drive) -> Path:
     check_format(path)
     if path.suffix == ".png":
         return _write_sheet(path, env, drive)
-    every = _MP4_EVERY if path.suffix == ".mp4" else _GIF_EVERY
+    gif = path.suffix == ".gif"
+    every = max(_GIF_EVERY, -(-drive.ticks // _GIF_FRAMES)) if gif else _MP4_EVERY
     frames = _Painter(env, drive).frames(play(env, drive, [*range(0, drive.ticks, every), drive.ticks]))
-    rate = Fraction(1) / (every * Fraction(TICK_SECONDS).limit_denominator(1000))
     with atomic_path(path) as temporary:
-        (_write_mp4 if path.suffix == ".mp4" else _write_gif)(temporary, frames, rate)
+        (_write_gif if gif else _write_mp4)(temporary, frames)
     return path
 
 
@@ -126,12 +128,16 @@ class _Painter:
         _legend(above, moment.kinds)
         picture.paste(above, (0, 0))
         below = 0
-        for k, image in enumerate(self._cameras.draw(shot.world, [self._drive.route]).values()):
+        draw = PIL.ImageDraw.Draw(picture)
+        for k, (name, image) in enumerate(self._cameras.draw(shot.world, [self._drive.route]).items()):
             row, column = divmod(k, self._columns)
             seen = PIL.Image.fromarray(image[0])
-            picture.paste(seen, (SIZE[1] + column * seen.width, row * seen.height))
+            corner = SIZE[1] + column * seen.width, row * seen.height
+            picture.paste(seen, corner)
+            if self._columns > 1:
+                _text(draw, (corner[0] + 5, corner[1] + 3), name.replace("_", " "), 12, _PAPER)
             below = (row + 1) * seen.height
-        self._tell(PIL.ImageDraw.Draw(picture), shot, below)
+        self._tell(draw, shot, below)
         return picture
 
     def _moment(self, shot: Shot) -> Moment:
@@ -237,12 +243,14 @@ def _write_sheet(path: Path, env: Bench2DriveEnv, drive: Drive) -> Path:
         small = frame.resize((width, height), PIL.Image.Resampling.LANCZOS)
         sheet.paste(small, (k % 2 * width, k // 2 * height))
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.quantize(256).save(temporary, format="PNG", optimize=True)
     return path
 
 
-def _write_mp4(path: Path, frames: Iterable[PIL.Image.Image], rate: Fraction) -> None:
+def _write_mp4(path: Path, frames: Iterable[PIL.Image.Image]) -> None:
     import av
+
+    rate = round(1.0 / (_MP4_EVERY * TICK_SECONDS))
 
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "23", "preset": "veryfast"})
@@ -252,8 +260,8 @@ def _write_mp4(path: Path, frames: Iterable[PIL.Image.Image], rate: Fraction) ->
         container.mux(stream.encode())
 
 
-def _write_gif(path: Path, frames: Iterable[PIL.Image.Image], rate: Fraction) -> None:
+def _write_gif(path: Path, frames: Iterable[PIL.Image.Image]) -> None:
     size = (int(SIZE[0] * _GIF_SHARE), int(SIZE[1] * _GIF_SHARE))
     small = (frame.resize(size, PIL.Image.Resampling.LANCZOS).quantize(64, dither=PIL.Image.Dither.NONE) for frame in frames)
     first = next(small)
-    first.save(path, format="GIF", save_all=True, append_images=small, duration=round(1000 / rate), loop=0)
+    first.save(path, format="GIF", save_all=True, append_images=small, duration=round(1000 * _GIF_EVERY * TICK_SECONDS), loop=0)

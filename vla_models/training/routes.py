@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from vla_models.errors import ConfigError
@@ -16,7 +17,12 @@ PLANS = VLASpec(horizon=8, dt=0.5)
 
 
 def make_route_env(
-    config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec = PLANS, *, pictures: bool = True
+    config: VLAConfig,
+    part: Literal["train", "heldout"],
+    num_envs: int,
+    spec: VLASpec = PLANS,
+    *,
+    cameras: Sequence[str] | None = None,
 ) -> Bench2DriveEnv:
     """``num_envs`` rows on the training routes or on those to evaluate on.
 
@@ -28,7 +34,7 @@ def make_route_env(
         part: which routes.
         num_envs: rows.
         spec: of the model that will drive: its plans' poses and seconds, and the controller that follows them.
-        pictures: False for drivers that look at the world itself (the baselines): no camera, and much faster.
+        cameras: other ones than the configuration's; none for drivers that look at no pictures.
 
     Raises:
         ConfigError: for a backend that this version does not have, or settings that do not fit together.
@@ -50,7 +56,7 @@ def make_route_env(
         routes=RouteSpec(types, tuple(towns), count, env.scenes_seed) if file is None else file,
         skip_bad=env.skip_bad and file is not None,
         reward=config.reward.model_dump(exclude={"invalid"}),  # that one is about answers, not about drives
-        cameras=tuple(env.cameras) if pictures else (),
+        cameras=tuple(env.cameras if cameras is None else cameras),
         image_size=(env.camera.height, env.camera.width),
         plan_steps=spec.horizon,
         plan_dt=spec.dt,

@@ -20,6 +20,4 @@ if installed() is None:
         raise pytest.UsageError("verl is not installed in this environment; make env-verl builds one that has it")
     collect_ignore_glob = ["test_*.py"]
 else:
-    import cpu_shim
-
-    cpu_shim.in_this_process()
+    import cpu_shim  # noqa: F401

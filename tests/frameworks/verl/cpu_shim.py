@@ -7,21 +7,18 @@ verl has no CPU path: its workers ask for an accelerator, and Ray for a GPU. Her
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "cpu_shim",
-    "VERL_ENGINE_DEVICE": "cuda",  # verl's own engines are registered for it
-    "VERL_ENGINE_VENDOR": "vla_models",
-    "RAY_OVERRIDE_RESOURCES": '{"CPU": 16, "GPU": 1}',  # verl asks Ray for a GPU; none is touched
-    "TOKENIZERS_PARALLELISM": "false",
-}
+ENVIRONMENT = json.loads(Path(__file__).with_suffix(".json").read_text())
+"""Variables of a run on the shim. verl's own engines are registered for "cuda", and it asks Ray for a GPU, which is not
+touched."""
 
 
 class CpuModule(types.ModuleType):
@@ -108,11 +105,6 @@ def register() -> None:
     transformer_impl.CPUOffloadPolicy = lambda pin_memory=True: unpinned(pin_memory=False)
 
 
-def in_this_process() -> None:
-    """For tests that use verl's classes here: as if the variables had been set before."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import verl  # noqa: F401 - loads this module by its variable
-
-
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
 register()

@@ -1,4 +1,4 @@
-"""Which verl this is: the versions that the adapter was written against, and a clear word about others."""
+"""Which verl this is: the versions that the adapter was written against, a clear word about others, and our names in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Final
 
 from vla_models.errors import MissingDependency
 
+PLUGIN: Final = "vla_models.frameworks.verl.plugin"
+"""Module that verl loads in each of its processes."""
+NAME: Final = "vla_models"
+"""Our name for rollout servers, and the vendor under which our critic is registered (``VERL_ENGINE_VENDOR``)."""
+MODEL_TYPE: Final = "driving_vla"
+"""verl's ``model_type`` of our models: which engine trains them."""
 WANTED: Final = "verl>=0.9.1,<0.10"
 """Run in our tests: 0.9.1. The trainer's private names that we use may move with every minor version."""
 _FIRST, _BELOW = (0, 9, 1), (0, 10, 0)

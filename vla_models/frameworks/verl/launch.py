@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vla_models
+from vla_models.errors import ConfigError
 from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.probing import Layout, lay_out
 from vla_models.frameworks.records import RecordLayout
@@ -25,7 +26,7 @@ from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
 from vla_models.frameworks.verl import native as native_config
 from vla_models.frameworks.verl import runner
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import NAME, PLUGIN, check_version
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
@@ -33,6 +34,7 @@ from vla_models.yaml_source import dump
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
     from vla_models.inputs import VLASpec
+    from vla_models.interface import VLAInterface
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +67,21 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
         variables = _variables(record.path, done)
         path = write(_translate(config, record, variables), record.path)
         write_scenes(config, record.path, record.model.spec)
-        evaluation = runner.run(path, record, Path(variables["VERL_FILE_LOGGER_PATH"]))
+        logged = Path(variables["VERL_FILE_LOGGER_PATH"])
+        evaluation = runner.run(path, record, logged, lambda step, saved: record.keep_model(step, _trained(record, saved)))
     else:
-        record.load(runner.read_weights(runner.checkpoints(record.path) / f"global_step_{done}"))
+        record.keep_model(done, _trained(record, runner.checkpoints(record.path) / f"global_step_{done}"))
     return record.finish(steps, lambda: evaluation)
+
+
+def _trained(record: FrameworkRun, saved: Path) -> VLAInterface:
+    """The run's model with the weights of verl's checkpoint ``saved``."""
+    if native_config.route_of(record.config) == "tokens":
+        from vla_models.frameworks.verl.tokens import trained
+
+        return trained(record.model, saved)  # type: ignore[no-any-return]
+    record.load(runner.read_weights(saved))
+    return record.model
 
 
 def dry_run(config: VLAConfig) -> str:
@@ -124,7 +137,7 @@ def write_scenes(config: VLAConfig, run: Path, spec: VLASpec) -> None:
 def _check(config: VLAConfig) -> None:
     """Everything that can be refused before the model is built and a folder is made."""
     native_config.check_config(config)
-    nothing = Layout(ObservationLayout({}, {}, False), RecordLayout({}, 1), 1, False)
+    nothing = Layout(ObservationLayout({}, {}, False), RecordLayout({"input_ids": (1,)}, 1), 1, False)
     native_config.check(
         native_config.make(config, Path(), Path(), PLANS, nothing, decisions=None, machine=_machine({})), config
     )
@@ -133,14 +146,24 @@ def _check(config: VLAConfig) -> None:
 def _translate(config: VLAConfig, record: FrameworkRun, variables: Mapping[str, str]) -> dict[str, Any]:
     """The native configuration, checked."""
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
-    layout = lay_out(config, record.model, adapter.make_env)
+    model: Any = record.model
+    tokens = native_config.route_of(config) == "tokens"
+    if tokens and (lacking := [name for name in native_config.WRITERS_HAVE if getattr(model, name, None) is None]):
+        raise ConfigError(
+            f"framework_options.vla_models.route: tokens need a model that writes its plans, with {', '.join(lacking)} "
+            f"(hf_vlm has them, with policy_head type tokens); {config.model.name} can take the route record"
+        )
+    layout = lay_out(config, model, adapter.make_env)
+    if tokens:
+        model.export(record.path / "verl" / "base")
     settings = native_config.make(
         config,
         record.path,
         record.start,
-        record.model.spec,
+        model.spec,
         layout,
         decisions=adapter.decisions,
+        answer=model.grammar.most if tokens else 0,
         machine=_machine(variables),
         done=record.done(),
     )
@@ -157,10 +180,10 @@ def _variables(run: Path, done: int) -> dict[str, str]:
     folder = run.resolve()
     here = str(Path(vla_models.__file__).resolve().parent.parent)
     python_path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != here]
-    modules = [name for name in os.environ.get(runner.EXTERNAL, "").split(",") if name and name != runner.PLUGIN]
+    modules = [name for name in os.environ.get(runner.EXTERNAL, "").split(",") if name and name != PLUGIN]
     variables = {
-        runner.EXTERNAL: ",".join([*modules, runner.PLUGIN]),
-        runner.VENDOR: os.environ.get(runner.VENDOR, "vla_models"),
+        runner.EXTERNAL: ",".join([*modules, PLUGIN]),
+        runner.VENDOR: os.environ.get(runner.VENDOR, NAME),
         "PYTHONPATH": os.pathsep.join([here, *python_path]),
         "VERL_FILE_LOGGER_PATH": str(folder / "verl" / f"metrics-{done}.jsonl"),
         "TENSORBOARD_DIR": str(folder / "verl" / "tensorboard"),

@@ -19,7 +19,7 @@ from verl.utils.import_utils import import_external_libs
 from verl.workers.config import HFModelConfig
 
 from vla_models.frameworks.records import unpack
-from vla_models.frameworks.verl.plugin import MODEL_TYPE
+from vla_models.frameworks.verl.compat import MODEL_TYPE
 from vla_models.model_registry import create_model
 
 TOKENS: Final = MappingProxyType({"<pad>": 0, "<eos>": 1, "<observation>": 2, "<action>": 3})

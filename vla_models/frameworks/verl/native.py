@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vla_models.errors import ConfigError, did_you_mean
 from vla_models.frameworks.options import merged
+from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME
 from vla_models.model_registry import VLAModelRegistry
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ AGENTS: Final[Mapping[str, str]] = MappingProxyType({"record": "vla_models_recor
 """How decisions travel -> verl's name of our agent loop for it."""
 MODES: Final = ("sync", "colocate_async", "separate_async")
 """``trainer.v1.trainer_mode``; sync is what was run."""
+WRITERS_HAVE: Final = ("build_prompt", "parse", "export", "prompts", "grammar")
+"""What a model must have for the route tokens: to be asked and read without its weights."""
 OWN_SECTION: Final = "vla_models"
 """Section of verl's configuration that our agent loops read."""
 NEW_KEYS: Final = (
@@ -72,6 +75,7 @@ def make(
     layout: Layout,
     *,
     decisions: int | None,
+    answer: int = 0,
     machine: Machine = Machine(),
     done: int = 0,
 ) -> dict[str, Any]:
@@ -80,10 +84,11 @@ def make(
     Args:
         config: what the user wrote.
         folder: the run's folder (it holds config.yaml).
-        start: checkpoint that the model is loaded from.
+        start: checkpoint that the model is loaded from; with route tokens, ``verl/base`` in ``folder`` is its exported form.
         spec: of the model: how its plans are made.
         layout: of observations and records.
         decisions: of an episode where the environment fixes them (``VerlEnvAdapter.decisions``).
+        answer: with route tokens, most tokens of an answer.
         machine: where the run starts.
         done: updates at the checkpoint to go on from.
     """
@@ -95,20 +100,6 @@ def make(
     micro = max(1, mini * group // devices)
     last = max(1, training.steps)
     mode = _mode(config.framework_options)
-    model = {
-        "_target_": "vla_models.frameworks.verl.model.DrivingModelConfig",
-        "path": str(start.resolve()),
-        "model_type": "driving_vla",
-        "use_remove_padding": False,
-        "enable_gradient_checkpointing": False,
-        "vla": {
-            "name": config.model.name,
-            "seed": config.seed,
-            "masked": layout.masked,
-            "observation": layout.observation.to_dict(),
-            "record": layout.record.to_dict(),
-        },
-    }
     optimizer = training.optimizer
     optim = {
         "optimizer": _OPTIMIZERS[optimizer.type],
@@ -120,13 +111,18 @@ def make(
         "min_lr_ratio": 0.02,
         "zero_indexed_step": training.warmup_steps == 0,  # a warm-up that starts at 0 would begin with a step of size 0
     }
-    fsdp = {"model_dtype": "fp32", "mixed_precision": dict(_FP32), "use_torch_compile": False}
+    route = route_of(config)
+    model, fsdp, rollout, lengths = (
+        _for_records(config, start, layout) if route == "record" else _for_tokens(native, layout, answer)
+    )
+    if route == "tokens":
+        micro = next(n for n in range(min(4, micro), 0, -1) if micro % n == 0)
     dropped = str(native / "dropped.jsonl")
     made: dict[str, Any] = {
         "hydra": {"searchpath": ["pkg://verl.trainer.config"]},
         "defaults": ["ppo_trainer", "_self_"],
         OWN_SECTION: {
-            "route": route_of(config),
+            "route": route,
             "config": str(folder.resolve() / "config.yaml"),
             "dropped": dropped,
             "max_dropped": 0.1,
@@ -134,14 +130,16 @@ def make(
             "environments": 8,
             "gamma": (1.0 if one_decision else algorithm.gamma) if ppo else None,
             "spec": {"horizon": spec.horizon, "dt": spec.dt, "controller": spec.controller},
+            "speaker": str(start.resolve()),
+            "model": config.model.name,
+            "observation": layout.observation.to_dict(),
         },
         "data": {
             "custom_cls": {"path": f"{_PACKAGE}.dataset", "name": "DrivingDataset"},
             "train_files": str(native / "train.json"),
             "val_files": str(native / "heldout.json"),
             "train_batch_size": scenes,
-            "max_prompt_length": 1,
-            "max_response_length": max(1, layout.record.parts),
+            **lengths,
             "shuffle": True,
             "seed": config.seed,
             "dataloader_num_workers": 0,
@@ -164,20 +162,20 @@ def make(
                 "use_torch_compile": False,
                 "optim": optim,
                 "fsdp_config": {**fsdp, "seed": config.seed},
+                "checkpoint": {"save_contents": ["model", "optimizer", "extra", *(["hf_model"] if route == "tokens" else [])]},
             },
             "ref": {"log_prob_micro_batch_size_per_gpu": micro, "fsdp_config": dict(fsdp)},
             "rollout": {
-                "name": "vla_models",
+                **rollout,
                 "n": group,
                 "seed": config.seed,
                 "temperature": algorithm.temperature,
                 "top_p": algorithm.top_p,
                 "tensor_model_parallel_size": 1,
-                "free_cache_engine": False,
                 "log_prob_micro_batch_size_per_gpu": micro,
                 "agent": {
                     "num_workers": max(1, min(8, scenes, machine.cpus // 4)),
-                    "default_agent_loop": AGENTS[route_of(config)],
+                    "default_agent_loop": AGENTS[route],
                 },
             },
         },
@@ -231,6 +229,35 @@ def make(
             "fsdp": {**fsdp, "seed": config.seed},
         }
     return merged(made, config.framework_options)
+
+
+def _for_records(config: VLAConfig, start: Path, layout: Layout) -> tuple[dict[str, Any], ...]:
+    """Model, FSDP settings, rollout and lengths where records travel: our own model class and server, all in float32."""
+    model = {
+        "_target_": "vla_models.frameworks.verl.model.DrivingModelConfig",
+        "path": str(start.resolve()),
+        "model_type": MODEL_TYPE,
+        "use_remove_padding": False,
+        "enable_gradient_checkpointing": False,
+        "vla": {
+            "name": config.model.name,
+            "seed": config.seed,
+            "masked": layout.masked,
+            "observation": layout.observation.to_dict(),
+            "record": layout.record.to_dict(),
+        },
+    }
+    fsdp = {"model_dtype": "fp32", "mixed_precision": dict(_FP32), "use_torch_compile": False}
+    rollout = {"name": NAME, "free_cache_engine": False}
+    return model, fsdp, rollout, {"max_prompt_length": 1, "max_response_length": max(1, layout.record.parts)}
+
+
+def _for_tokens(native: Path, layout: Layout, answer: int) -> tuple[dict[str, Any], ...]:
+    """The same where tokens travel: the exported checkpoint, and verl's own model class, server and precision."""
+    if "input_ids" not in layout.record.sizes:
+        raise ConfigError("framework_options.vla_models.route: the model's records hold no input_ids, so it writes no tokens")
+    lengths = {"max_prompt_length": layout.record.sizes["input_ids"][0], "max_response_length": max(1, answer)}
+    return {"path": str(native / "base")}, {"use_torch_compile": False}, {"name": "vllm"}, lengths
 
 
 def check_config(config: VLAConfig) -> None:
@@ -316,7 +343,7 @@ def _traps(native: Mapping[str, Any], config: VLAConfig) -> list[str]:
             "framework_options.actor_rollout_ref.rollout.val_kwargs.temperature: evaluation is deterministic; set 0"
         )
     if own["route"] == "record":
-        if rollout["name"] != "vla_models":
+        if rollout["name"] != NAME:
             problems.append(
                 f"framework_options.actor_rollout_ref.rollout.name: {rollout['name']!r} serves tokens; with "
                 "framework_options.vla_models.route: tokens it can, with records the server is vla_models"

@@ -10,13 +10,8 @@ from typing import Any, Final
 
 from vla_models.errors import MissingDependency
 from vla_models.frameworks.user_code import import_sources
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME, PLUGIN, check_version
 
-MODULE: Final = "vla_models.frameworks.verl.plugin"
-NAME: Final = "vla_models"
-"""Our name for rollout servers, and the vendor under which our critic is registered (``VERL_ENGINE_VENDOR``)."""
-MODEL_TYPE: Final = "driving_vla"
-"""verl's ``model_type`` of our models: which engine trains them."""
 ROLLOUT: Final = "vla_models.frameworks.verl.rollout.DrivingRollout"
 
 
@@ -28,7 +23,7 @@ def register() -> None:
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-    import vla_models.frameworks.verl.loop  # noqa: F401 - its decorators register the agent loops
+    import vla_models.frameworks.verl.tokens  # noqa: F401 - registers an agent loop, as the module does that it imports
     from vla_models.frameworks.verl.engine import DrivingCritic, DrivingEngine
 
     _ROLLOUT_REGISTRY[NAME, "async"] = ROLLOUT
@@ -54,11 +49,11 @@ def check() -> None:
         "engine": MODEL_TYPE in EngineRegistry._engines,
         "rollout": (NAME, "async") in _ROLLOUT_REGISTRY,
         "rollout replica": NAME in RolloutReplicaRegistry._registry,
-        "agent loops": AGENTS["record"] in _agent_loop_registry,
+        "agent loops": set(AGENTS.values()) <= _agent_loop_registry.keys(),
     }
     if missing := [name for name, there in known.items() if not there]:
         raise MissingDependency(
-            f"verl has not loaded vla_models: it lacks our {', '.join(missing)}. Set VERL_USE_EXTERNAL_MODULES={MODULE} before "
+            f"verl has not loaded vla_models: it lacks our {', '.join(missing)}. Set VERL_USE_EXTERNAL_MODULES={PLUGIN} before "
             "verl is imported (vla-models train does)"
         )
 

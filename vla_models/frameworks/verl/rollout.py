@@ -201,7 +201,13 @@ def _tell(answer: asyncio.Future[TokenOutput], what: TokenOutput | Exception) ->
 
 
 class DrivingReplica(RolloutReplica):
-    """One ``DrivingServer`` beside a training process, on the same accelerator."""
+    """One server beside a training process, on the same accelerator."""
+
+    server_class: type = DrivingServer
+
+    def server_arguments(self) -> tuple[Any, ...]:
+        """What the server is made of."""
+        return self.model_config.path, dict(self.model_config.vla), self.replica_rank, get_device_name()
 
     async def launch_servers(self) -> None:
         """Start the server on the node, and with the devices, of this replica's training process."""
@@ -224,12 +230,7 @@ class DrivingReplica(RolloutReplica):
             "scheduling_strategy": ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False),
             "runtime_env": {"env_vars": visible if get_device_name() != "cpu" else {}},
         }
-        model = self.model_config
-        server = (
-            ray.remote(DrivingServer)
-            .options(**options)
-            .remote(model.path, dict(model.vla), self.replica_rank, get_device_name())
-        )
+        server = ray.remote(self.server_class).options(**options).remote(*self.server_arguments())
         await server.state.remote()  # it has loaded its model
         self.servers, self._server_handle = [server], server
         self._server_address = server_name(self.replica_rank)
@@ -242,6 +243,8 @@ class DrivingRollout(BaseRollout):
         super().__init__(config, model_config, device_mesh)
         self.replica_rank = int(os.environ["RANK"]) if replica_rank == -1 else replica_rank
         self.is_leader_rank = True
+
+    names = staticmethod(own_names)
 
     async def resume(self, tags: list[str]) -> None:
         """The server takes its memory when it gets weights."""
@@ -262,7 +265,7 @@ class DrivingRollout(BaseRollout):
                 f"framework_options.actor_rollout_ref.rollout.checkpoint_engine: weights as {wire_format!r} cannot be read by "
                 "the server of vla_models; choose an engine that sends whole tensors"
             )
-        whole = own_names({name: value.detach().cpu().contiguous() for name, value in weights})
+        whole = self.names({name: value.detach().cpu().contiguous() for name, value in weights})
         await ray.get_actor(server_name(self.replica_rank)).load.remote(whole, global_steps)
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -24,12 +24,11 @@ from torch import Tensor
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError, MissingDependency, VLAModelsError, did_you_mean
 from vla_models.frameworks.ray_head import ray_head
 from vla_models.frameworks.verl import native as native_config
-from vla_models.frameworks.verl.compat import check_version
+from vla_models.frameworks.verl.compat import NAME, PLUGIN, check_version
 
 if TYPE_CHECKING:
     from vla_models.frameworks.run_folder import FrameworkRun
 
-PLUGIN: Final = "vla_models.frameworks.verl.plugin"
 EXTERNAL, VENDOR = "VERL_USE_EXTERNAL_MODULES", "VERL_ENGINE_VENDOR"
 WEIGHTS: Final = "vla_models.safetensors"
 """The whole model beside verl's own shards in a checkpoint, under the model's own names."""
@@ -57,7 +56,7 @@ def load_plugin() -> None:
     if PLUGIN not in modules:
         modules.append(PLUGIN)
     os.environ[EXTERNAL] = ",".join(modules)
-    os.environ.setdefault(VENDOR, "vla_models")
+    os.environ.setdefault(VENDOR, NAME)
     try:
         for name in ("verl", *modules):
             importlib.import_module(name)
@@ -98,11 +97,11 @@ def compose(path: Path) -> Any:
         raise ConfigError(f"framework_options: verl's configuration {path} cannot be composed: {e}") from e
 
 
-def run(path: Path, record: FrameworkRun, logged: Path) -> dict[str, float]:
+def run(path: Path, record: FrameworkRun, logged: Path, keep: Callable[[int, Path], object]) -> dict[str, float]:
     """Train to the end in verl; returns the means of its last evaluation (empty without one).
 
-    path: the native configuration. logged: where verl's file logger writes. The model of ``record`` holds the trained weights
-    afterwards.
+    path: the native configuration. logged: where verl's file logger writes. keep: called with the number of updates and verl's
+    own checkpoint after them, whenever there is a new one.
     """
     load_plugin()
     cfg = compose(path)
@@ -117,7 +116,7 @@ def run(path: Path, record: FrameworkRun, logged: Path) -> dict[str, float]:
         validate_config(cfg, use_reference_policy=need_reference_policy(cfg), use_critic=need_critic(cfg))
     except (AssertionError, ValueError) as e:
         raise ConfigError(f"verl refuses its configuration {path}: {e}") from e
-    with ray_head(), Listener(record, logged, checkpoints(record.path)) as listener:
+    with ray_head(), Listener(record, logged, checkpoints(record.path), keep) as listener:
         try:
             run_ppo(cfg, task_runner_class=TaskRunnerV1)
         except KeyboardInterrupt:
@@ -140,8 +139,8 @@ class Listener:
     A number that says that training has diverged stops the run: ``error`` is raised when the block ends.
     """
 
-    def __init__(self, record: FrameworkRun, logged: Path, saved: Path) -> None:
-        self.record, self.logged, self.saved = record, logged, saved
+    def __init__(self, record: FrameworkRun, logged: Path, saved: Path, keep: Callable[[int, Path], object]) -> None:
+        self.record, self.logged, self.saved, self.keep = record, logged, saved, keep
         self.evaluation: dict[str, float] = {}
         self.error: VLAModelsError | None = None
         self._read, self._kept = 0, record.done()
@@ -179,7 +178,7 @@ class Listener:
                 self.record.write("rl", step, row_of(numbers, step))
         tracker = self.saved / "latest_checkpointed_iteration.txt"
         if tracker.is_file() and (step := int(tracker.read_text() or 0)) > self._kept:
-            self.record.keep_checkpoint(step, read_weights(self.saved / f"global_step_{step}"))
+            self.keep(step, self.saved / f"global_step_{step}")
             self._kept = step
 
     def _new_rows(self) -> list[tuple[int, dict[str, float]]]:
