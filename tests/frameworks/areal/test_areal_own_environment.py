@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("areal")
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent / "examples"))
 
 import bring_your_own_environment  # registers parked_cars
 import bring_your_own_model  # noqa: F401 - registers my_vla
+import doc_blocks
 import loop
 import torch
 
@@ -36,3 +38,10 @@ def test_an_environment_from_outside_is_driven_and_learned_from(tmp_path: Path, 
         assert any(not torch.equal(value, before[name]) for name, value in s.actor.model.named_parameters())
     finally:
         s.close()
+
+
+def test_the_guide_and_its_line_numbers_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of docs/02 for this framework, and every file and line of its package that the documents cite."""
+    monkeypatch.chdir(tmp_path)
+    assert doc_blocks.run(doc_blocks.ROOT / "docs" / "02_model_integration_guide.md", "areal") == 1
+    doc_blocks.check_citations("areal")
