@@ -12,14 +12,13 @@ from urllib.parse import urlparse
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import bring_your_own_environment  # noqa: F401 - registered before a test's registry is made
 import bring_your_own_model  # noqa: F401
 import doc_blocks
 
+ROOT = doc_blocks.ROOT
 DOCUMENTS = doc_blocks.documents()
 COMPARISON = sorted((ROOT / "docs").glob("0*.md"))
 NAMES = {path: str(path.relative_to(ROOT)) for path in DOCUMENTS}
