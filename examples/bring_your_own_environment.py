@@ -14,6 +14,7 @@ from vla_models import VLAConfig, register_env_adapter
 from vla_models.frameworks import get_launcher
 from vla_models.frameworks.areal.env import AReaLEnvAdapter
 from vla_models.frameworks.rlinf.env import RLinfEnvAdapter
+from vla_models.frameworks.siirl.env import SiirlEnvAdapter
 from vla_models.frameworks.verl.env import VerlEnvAdapter
 from vla_models.inputs import EGO_FEATURES
 from vla_models.scenes.scene import COMMANDS
@@ -123,6 +124,10 @@ class InRLinf(MadeHere, RLinfEnvAdapter): ...
 
 @register_env_adapter("parked_cars", "verl")
 class InVerl(MadeHere, VerlEnvAdapter): ...
+
+
+@register_env_adapter("parked_cars", "siirl")
+class InSiiRL(MadeHere, SiirlEnvAdapter): ...
 
 
 if __name__ == "__main__":  # python examples/bring_your_own_environment.py rlinf, with the Python that `make env-rlinf` names
