@@ -54,7 +54,7 @@ def test_help_names_every_command_and_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize("command", ["train", "eval", "view"])
 def test_commands_show_examples(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -114,7 +114,7 @@ def test_train_says_how_to_go_on_when_it_is_interrupted(run: Run, config_file: P
         (["train", "nowhere.yaml"], "there is no configuration file 'nowhere.yaml'"),
         (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
         (["train", "CONFIG", "training.stps=3"], "training.stps: unknown key"),
-        (["train", "CONFIG", "framework=verl"], "cannot start 'verl'; it starts: local"),
+        (["train", "CONFIG", "framework=verl"], "verl is not installed in this environment; make env-verl builds one"),
         (["train", "CONFIG", "model.name=tiny"], None),
         (["eval", "nowhere"], "there is no checkpoint folder 'nowhere'"),
         (["eval", "TMP"], "is no model checkpoint"),

@@ -37,8 +37,23 @@ def test_an_empty_file_is_a_whole_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_the_backend_defaults_to_what_needs_nothing(kind: str) -> None:
-    reward = {} if kind == "navsim" else {"type": "driving", "weights": {"collision": -1.0}}
-    assert VLAConfig.from_dict({"environment": {"type": kind}, "reward": reward}).environment.backend == BACKENDS[kind][0]
+    assert VLAConfig.from_dict({"environment": {"type": kind}}).environment.backend == BACKENDS[kind][0]
+
+
+def test_defaults_follow_the_environment() -> None:
+    navsim, routes = VLAConfig(), VLAConfig.from_dict({"environment": {"type": "bench2drive"}})
+    assert (navsim.reward.type, routes.reward.type) == ("pdms", "driving_score")
+    assert (navsim.environment.train_scenes, routes.environment.train_scenes) == (1000, 440)
+    for config in (navsim, routes):
+        assert not set(config.environment.train_towns) & set(config.environment.heldout_towns)
+        assert VLAConfig.from_dict(config.to_dict()) == config
+    chosen = VLAConfig.from_dict({"environment": {"type": "bench2drive", "train_scenes": 7, "heldout_towns": ["Town07"]},
+                                  "training": {"scenes_per_step": 2}})  # fmt: skip
+    assert (chosen.environment.train_scenes, chosen.environment.heldout_towns) == (7, ["Town07"])
+
+
+def routes_with(**environment: Any) -> dict[str, Any]:
+    return {"environment": {"type": "bench2drive", **environment}}
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -118,7 +133,7 @@ def test_scientific_notation_is_a_number(text: str, value: Any) -> None:
         ({"training": {"imitation": 3}}, "training.imitation: got 3 (int); expected a section with the keys steps,"),
         ({"training": {"steps": True}}, "training.steps: got True (bool); expected an integer >= 0"),
         ({"training": {"steps": "10"}}, "training.steps: got '10' (str); expected an integer >= 0"),
-        ({"algorithm": {"name": "grop"}}, "algorithm.name: got 'grop' (str); … known: grpo, ppo. Did you mean 'grpo'?"),
+        ({"algorithm": {"name": "grop"}}, "algorithm.name: got 'grop' (str); … known: grpo, ppo, srpo. Did you mean 'grpo'?"),
         ({"algorithm": {"name": 3}}, "algorithm.name: got 3 (int); expected one of grpo, ppo"),
         ({"algorithm": {"top_p": 1.5}}, "algorithm.top_p: got 1.5 (float); expected a number > 0.0 and <= 1.0"),
         ({"framework": "arael"}, "framework: got 'arael' (str); there is no such framework; known: … Did you mean 'areal'?"),
@@ -137,7 +152,18 @@ def test_scientific_notation_is_a_number(text: str, value: Any) -> None:
         ({"model": {"prompt": {"language": "fr"}}}, "model.prompt.language: got 'fr'"),
         ({"reward": {"type": "driving"}}, "reward.weights: … every reward would be 0"),
         ({"reward": {"weights": {"collision": 1}}}, "reward.weights: … only reward.type 'driving' reads weights"),
-        ({"environment": {"type": "bench2drive"}}, "reward.type: pdms is NavSim's score; bench2drive needs type driving"),
+        ({**routes_with(), "reward": {"type": "pdms"}}, "reward.type: got 'pdms' (str); … known: driving, driving_score"),
+        ({**routes_with(), "reward": {"type": "driving", "weights": {"ttc": 1}}}, "reward.weights.ttc: … has no such term"),
+        ({"reward": {"type": "driving_score"}}, "reward.type: got 'driving_score' (str); … known: driving, pdms"),
+        (routes_with(train_store="x.arrow"), "environment.train_store: got 'x.arrow' (str); bench2drive has no such thing"),
+        (routes_with(score_version="v2"), "environment.score_version: … bench2drive has no such thing; leave it out"),
+        ({"environment": {"ticks": 5}}, "environment.ticks: got 5 (int); navsim has no such thing; leave it out"),
+        ({"environment": {"routes": "a.xml"}}, "environment.routes: … navsim has no such thing"),
+        (routes_with(scenario_types=["ParkingCutin"]), "environment.scenario_types: … Did you mean 'ParkingCutIn'?"),
+        (routes_with(cameras=["fornt"]), "environment.cameras: … there is no camera 'fornt'; … Did you mean 'front'?"),
+        (routes_with(camera={"fov": 90.0}), "environment.camera.fov: … (front 70, … back 110, … leave it out"),
+        (routes_with(routes="a.xml", train_routes="a.xml"), "environment.routes: … this file is trained on"),
+        (routes_with(ticks=0), "environment.ticks: got 0 (int); expected an integer >= 1"),
         ({"algorithm": {"group_size": 1}}, "algorithm.group_size: got 1 (int); grpo compares plans of one scene"),
         ({"algorithm": {"group_size": 2, "minibatches": 64}}, "at most scenes_per_step × group_size = 32"),
         ({"environment": {"train_scenes": 8}}, "training.scenes_per_step: at most environment.train_scenes (8)"),
@@ -236,6 +262,15 @@ class Short(VLAForDriving):
 
 def test_a_model_that_fits() -> None:
     VLAConfig().check_model(Planner())
+
+
+def test_a_model_gets_the_cameras_that_it_looks_through() -> None:
+    class Surrounded(Planner):
+        spec = VLASpec(horizon=5, dt=0.5, cameras=("front", "back"))
+
+    with pytest.raises(ConfigError, match=r"environment\.cameras: tiny_vla also looks through back; write \[front, back\]"):
+        VLAConfig.from_dict(routes_with()).check_model(Surrounded())
+    VLAConfig.from_dict(routes_with(cameras=["back", "front", "front_left"])).check_model(Surrounded())
 
 
 def test_a_model_that_does_not_fit_is_told_everything() -> None:

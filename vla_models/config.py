@@ -8,15 +8,16 @@ its value, what is allowed, and the line it stands in.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from vla_models.config_errors import Problem, Problems, describe_problems
 from vla_models.config_sections import (
     BACKENDS,
+    SCORES,
     AlgorithmConfig,
     EnvironmentConfig,
     ModelConfig,
@@ -26,19 +27,23 @@ from vla_models.config_sections import (
 )
 from vla_models.errors import ConfigError, did_you_mean
 from vla_models.files import atomic_path
+from vla_models.model_registry import BUILTIN_FRAMEWORKS, VLAModelRegistry
 from vla_models.yaml_source import YamlSource, dump
 
 if TYPE_CHECKING:
     from vla_models.interface import VLAInterface
 
-__all__ = ["BACKENDS", "FRAMEWORKS", "VLAConfig"]
+__all__ = ["BACKENDS", "VLAConfig"]
 
-FRAMEWORKS = ("local", "areal", "rlinf", "verl", "siirl")
-"""Frameworks of this package; a registered framework adapter adds its own."""
 CONTINUOUS = ("gaussian", "waypoint", "flow", "ddim")
 """Heads (``VLASpec.head``) whose actions are numbers, not tokens."""
 NAVSIM_HORIZON_S = 4.0
 """Seconds that a NavSim plan covers."""
+ELSEWHERE = {
+    "navsim": ("train_routes", "routes", "skip_bad", "scenario_types", "ticks", "max_ticks", "cameras"),
+    "bench2drive": ("train_store", "score_version"),
+}
+"""environment type -> keys of its section that only the other one reads."""
 
 
 class VLAConfig(Section):
@@ -100,6 +105,13 @@ class VLAConfig(Section):
                 f"environment.type: navsim needs plans over {NAVSIM_HORIZON_S} s, and {self.model.name} plans {spec.horizon} × "
                 f"{spec.dt} s; set its spec to VLASpec(horizon=8, dt=0.5, …)"
             )
+        if self.environment.type == "bench2drive" and (
+            unseen := [c for c in spec.cameras if c not in self.environment.cameras]
+        ):
+            problems.append(
+                f"environment.cameras: {self.model.name} also looks through {', '.join(unseen)}; write "
+                f"[{', '.join([*self.environment.cameras, *unseen])}]"
+            )
         if self.training.steps > 0 and (lacking := model.missing("trained")):
             problems.append(f"model.name: {self.model.name} cannot be trained: it does not implement {' and '.join(lacking)}")
         if self.algorithm.name == "ppo" and self.training.steps > 0 and not spec.has_value:
@@ -112,17 +124,22 @@ class VLAConfig(Section):
     @field_validator("framework")
     @classmethod
     def _known_framework(cls, value: str) -> str:
-        if value not in FRAMEWORKS:
-            from vla_models.model_registry import VLAModelRegistry
-
+        if value not in BUILTIN_FRAMEWORKS:
             known = {
-                *FRAMEWORKS,
+                *VLAModelRegistry.list_frameworks(),
                 *VLAModelRegistry.list_adapters(),
                 *(f for fs in VLAModelRegistry.list_env_adapters().values() for f in fs),
             }
             if value not in known:
                 raise ValueError(f"there is no such framework; {did_you_mean(value, known)}")
         return value
+
+    @field_validator("reward", mode="after")
+    @classmethod
+    def _default_reward(cls, value: RewardConfig, info: ValidationInfo) -> RewardConfig:
+        if value.type or "environment" not in info.data:
+            return value
+        return value.model_copy(update={"type": SCORES.get(info.data["environment"].type, SCORES["navsim"])})
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -133,35 +150,64 @@ class VLAConfig(Section):
 
     def _impossible(self) -> Iterable[Problem]:
         env, algorithm, training = self.environment, self.algorithm, self.training
+        untouched = EnvironmentConfig(type=env.type, backend=env.backend)
+        for key in ELSEWHERE.get(env.type, ()):
+            if getattr(env, key) != getattr(untouched, key):
+                yield ("environment", key), f"{env.type} has no such thing; leave it out"
         if env.backend in ("procedural", "embedded"):
             yield from self._town_problems()
         for key in {*ModelConfig.model_fields, "model_path"} & self.model.options.keys():
             yield ("model", "options", key), "this belongs one level up, into the section model itself"
-        if training.scenes_per_step > env.train_scenes:
+        generated = env.type != "bench2drive" or env.train_routes is None
+        if training.scenes_per_step > env.train_scenes and generated:
             yield (
                 ("training", "scenes_per_step"),
                 f"at most environment.train_scenes ({env.train_scenes}) can be taken in one step",
             )
-        if training.imitation.batch_size > env.train_scenes and training.imitation.steps:
+        if env.type != "bench2drive" and training.imitation.batch_size > env.train_scenes and training.imitation.steps:
             yield (
                 ("training", "imitation", "batch_size"),
                 f"at most environment.train_scenes ({env.train_scenes}) can be taken in one step",
             )
-        if algorithm.name == "grpo" and algorithm.group_size < 2:
-            yield ("algorithm", "group_size"), "grpo compares plans of one scene with each other: at least 2"
+        if algorithm.name != "ppo" and algorithm.group_size < 2:
+            yield ("algorithm", "group_size"), f"{algorithm.name} compares plans of one scene with each other: at least 2"
+        if algorithm.name == "srpo" and self.framework != "siirl":
+            yield ("algorithm", "name"), "srpo is siiRL's: set framework: siirl, or take grpo"
         plans = training.scenes_per_step * algorithm.group_size
         if algorithm.minibatches > plans:
             yield ("algorithm", "minibatches"), f"at most scenes_per_step × group_size = {plans}"
-        if env.type == "bench2drive" and self.reward.type == "pdms":
-            yield ("reward", "type"), "pdms is NavSim's score; bench2drive needs type driving with weights"
         if env.type == "navsim":
             from vla_models.scoring.rewards import Reward
 
-            try:
-                Reward(type=self.reward.type, weights=self.reward.weights, version=env.score_version)
-            except ConfigError as e:
-                path, _, message = str(e).partition(": ")
-                yield tuple(path.split(".")), message
+            yield from _reward_problems(
+                lambda: Reward(type=self.reward.type, weights=self.reward.weights, version=env.score_version)
+            )
+        if env.type == "bench2drive":
+            from vla_models.scoring.bench2drive.rewards import RouteReward
+
+            yield from _reward_problems(lambda: RouteReward(self.reward.type, self.reward.weights))
+            yield from self._route_problems()
+
+    def _route_problems(self) -> Iterable[Problem]:
+        from vla_models.render.rigs import bench2drive_cameras
+        from vla_models.scenes.bench2drive.scenario_types import SCENARIO_TYPES
+
+        env = self.environment
+        for kind in env.scenario_types:
+            if kind not in SCENARIO_TYPES:
+                yield (
+                    ("environment", "scenario_types"),
+                    f"there is no scenario type {kind!r}; {did_you_mean(kind, SCENARIO_TYPES)}",
+                )
+        known = {camera.name: camera.fov for camera in bench2drive_cameras()}
+        for name in env.cameras:
+            if name not in known:
+                yield ("environment", "cameras"), f"there is no camera {name!r}; {did_you_mean(name, known)}"
+        if env.camera.fov is not None:
+            fixed = ", ".join(f"{name} {fov:g}" for name, fov in known.items())
+            yield ("environment", "camera", "fov"), f"Bench2Drive's cameras have their own ({fixed}); leave it out"
+        if env.routes is not None and env.routes == env.train_routes:
+            yield ("environment", "routes"), "this file is trained on (train_routes); evaluate on another one"
 
     def _town_problems(self) -> Iterable[Problem]:
         from vla_models.scenes.towns import TOWNS
@@ -178,3 +224,12 @@ class VLAConfig(Section):
                 ("environment", "heldout_towns"),
                 f"{', '.join(both)} also among train_towns; held-out scenes must come from other towns",
             )
+
+
+def _reward_problems(make: Callable[[], object]) -> Iterable[Problem]:
+    """What the environment's own reward class says against the settings."""
+    try:
+        make()
+    except ConfigError as e:
+        path, _, message = str(e).partition(": ")
+        yield tuple(path.split(".")), message

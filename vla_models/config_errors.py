@@ -30,6 +30,8 @@ def describe_problems(error: ValidationError, root: type[BaseModel], source: Yam
     """One line for each problem in ``error``."""
     lines = []
     for item in error.errors():
+        if item["type"] == "default_factory_not_called":  # another key, on which this default depends, has an error of its own
+            continue
         cause = item.get("ctx", {}).get("error")
         found: list[Problem] = cause.problems if isinstance(cause, Problems) else [(item["loc"], _message(item, root))]
         for path, message in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
@@ -10,6 +11,13 @@ from vla_models.errors import did_you_mean
 
 BACKENDS = {"navsim": ("procedural", "devkit"), "bench2drive": ("embedded", "carla")}
 """environment type -> where its world can come from; the first is the default."""
+SCORES = {"navsim": "pdms", "bench2drive": "driving_score"}
+"""environment type -> its benchmark's own score, which ``reward.type`` is by default."""
+
+
+def _by_type(navsim: Any, bench2drive: Any) -> Callable[[dict[str, Any]], Any]:
+    """Default of an environment's key, by the environment's type (a registered one has NavSim's)."""
+    return lambda environment: bench2drive if environment["type"] == "bench2drive" else navsim
 
 
 class Section(BaseModel):
@@ -111,14 +119,14 @@ class ModelConfig(Section):
 
 
 class CameraConfig(Section):
-    """The front camera's picture."""
+    """A camera's picture."""
 
     width: int = Field(default=160, ge=16, le=4096)
     """Pixels."""
     height: int = Field(default=96, ge=16, le=4096)
     """Pixels."""
-    fov: float = Field(default=90.0, ge=10.0, le=170.0)
-    """Horizontal field of view in degrees."""
+    fov: float | None = Field(default=None, ge=10.0, le=170.0)
+    """Horizontal field of view in degrees. Left out: 90 in navsim; Bench2Drive's cameras have their own."""
 
 
 class EnvironmentConfig(Section):
@@ -129,19 +137,38 @@ class EnvironmentConfig(Section):
     backend: str = Field(default="")
     """navsim: procedural or devkit; bench2drive: embedded or carla. Left out: the first, which needs nothing installed."""
     train_towns: list[str] = ["Town01", "Town03", "Town04", "Town05"]
-    """CARLA towns whose roads training scenes are cut from."""
-    heldout_towns: list[str] = ["Town02", "Town06", "Town10HD"]
-    """Towns for evaluation; none may be among ``train_towns``."""
+    """CARLA towns on whose roads training scenes, or routes, are generated."""
+    heldout_towns: list[str] = Field(
+        default_factory=_by_type(["Town02", "Town06", "Town10HD"], ["Town02", "Town06", "Town10HD", "Town15"])
+    )
+    """Towns for evaluation; none may be among ``train_towns``. In bench2drive Town15 joins them by default: the other three
+    have no kerbside parking."""
     train_store: str | None = None
-    """A scene store to train on, all of it, instead of generated scenes."""
-    train_scenes: int = Field(default=1000, ge=1)
-    """Generated scenes to train on."""
-    heldout_scenes: int = Field(default=200, ge=1)
-    """Scenes to evaluate on."""
+    """navsim: a scene store to train on, all of it, instead of generated scenes."""
+    train_scenes: int = Field(default_factory=_by_type(1000, 440), ge=1)
+    """Generated scenes, or routes, to train on. Left out: 1000 scenes or 440 routes."""
+    heldout_scenes: int = Field(default_factory=_by_type(200, 88), ge=1)
+    """Generated scenes, or routes, to evaluate on. Left out: 200 scenes or 88 routes."""
     scenes_seed: int = Field(default=0, ge=0)
-    """Seed of scene generation (apart from ``seed``, so that several runs share their scenes)."""
+    """Seed of their generation (apart from ``seed``, so that several runs share their scenes)."""
     score_version: Literal["v1", "v2"] = "v1"
-    """NavSim's score: v1 (PDMS) or v2 (EPDMS)."""
+    """navsim: v1 (PDMS) or v2 (EPDMS)."""
+    train_routes: str | None = None
+    """bench2drive: a leaderboard XML to train on, all of it, instead of generated routes (``train_towns``, ``train_scenes`` and
+    ``scenario_types`` then say nothing about training)."""
+    routes: str | None = None
+    """bench2drive: a leaderboard XML to evaluate on, all of it, instead of generated routes (``heldout_towns``,
+    ``heldout_scenes`` and ``scenario_types`` then say nothing about the evaluation)."""
+    skip_bad: bool = False
+    """bench2drive: leave out routes of those files that cannot be read or staged, instead of stopping there."""
+    scenario_types: list[str] = Field(default_factory=list)
+    """bench2drive: scenarios of generated routes, in turn (docs/bench2drive.md lists them). Left out: all 44."""
+    ticks: int = Field(default=10, ge=1)
+    """bench2drive: ticks of 0.05 s that a decision drives of its plan."""
+    max_ticks: int = Field(default=4000, ge=1)
+    """bench2drive: ticks after which an episode is cut off (4000 is official)."""
+    cameras: list[str] = Field(default=["front"], min_length=1)
+    """bench2drive: which of its six cameras the car has: front, front_left, front_right, back, back_left, back_right."""
     camera: CameraConfig = CameraConfig()
 
     @property
@@ -155,7 +182,7 @@ class EnvironmentConfig(Section):
         if value not in BACKENDS:
             from vla_models.model_registry import VLAModelRegistry
 
-            known = [*BACKENDS, *VLAModelRegistry.list_env_adapters()]
+            known = {*BACKENDS, *VLAModelRegistry.list_env_adapters()}
             if value not in known:
                 raise ValueError(f"there is no such environment; {did_you_mean(value, known)}")
         return value
@@ -175,8 +202,9 @@ class EnvironmentConfig(Section):
 class RewardConfig(Section):
     """What the model is rewarded for."""
 
-    type: Literal["pdms", "driving"] = "pdms"
-    """pdms: the benchmark's own score; driving: the weighted sum of ``weights``."""
+    type: str = ""
+    """The benchmark's own score (pdms in navsim, driving_score in bench2drive), or driving: the weighted sum of ``weights``.
+    Left out: the score."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Reward term -> weight, for type driving: ``{collision: -10.0, success: 10.0}``."""
     invalid: float | Literal["exclude"] = 0.0
@@ -194,8 +222,9 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """How plans and their rewards become a gradient."""
 
-    name: Literal["grpo", "ppo"] = "grpo"
-    """grpo compares the plans of a group; ppo compares with a predicted value."""
+    name: Literal["grpo", "ppo", "srpo"] = "grpo"
+    """grpo compares the plans of a group; ppo compares with a predicted value; srpo (framework siirl) is grpo with a reward for
+    failures that is the higher the more they resemble the group's successes."""
     group_size: int = Field(default=16, ge=1)
     """Plans sampled for each scene."""
     temperature: float = Field(default=1.0, gt=0.0)
@@ -218,6 +247,11 @@ class AlgorithmConfig(Section):
     """Divide advantages by their standard deviation (grpo: within the group; ppo: over the batch)."""
     value_coef: float = Field(default=0.5, ge=0.0)
     """ppo: weight of the value loss."""
+    gamma: float = Field(default=0.99, gt=0.0, le=1.0)
+    """What a reward is worth one decision earlier, where an episode has many (bench2drive)."""
+    gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
+    """ppo, where an episode has many decisions: generalised advantage estimation, from 0 (one reward and the next value) to 1
+    (all rewards)."""
 
 
 class OptimizerConfig(Section):
@@ -232,12 +266,12 @@ class OptimizerConfig(Section):
 
 
 class ImitationConfig(Section):
-    """The warm start: the model imitates PDM-Closed on the training scenes."""
+    """The warm start: the model imitates PDM-Closed on the training scenes, or the rule-based driver on the training routes."""
 
     steps: int = Field(default=300, ge=0)
     """Optimiser steps; 0 leaves the warm start out."""
     batch_size: int = Field(default=32, ge=1)
-    """Scenes in a step."""
+    """Scenes, or decisions on routes, in a step."""
     lr: float = Field(default=1e-3, gt=0.0)
     """Learning rate."""
 
@@ -248,7 +282,9 @@ class TrainingConfig(Section):
     steps: int = Field(default=100, ge=0)
     """RL updates; 0 stops after imitation."""
     scenes_per_step: int = Field(default=16, ge=1)
-    """Scenes in an update; plans in an update = scenes_per_step × algorithm.group_size."""
+    """Scenes, or routes, in an update, each in algorithm.group_size rows."""
+    decisions_per_step: int = Field(default=8, ge=1)
+    """bench2drive: decisions that a row drives in an update (an episode goes on in the next one). NavSim's episodes are one."""
     optimizer: OptimizerConfig = OptimizerConfig()
     imitation: ImitationConfig = ImitationConfig()
     warmup_steps: int = Field(default=5, ge=0)

@@ -27,6 +27,9 @@ EGO_FEATURES: Final = ("speed", "acceleration", "lateral_acceleration", "steerin
 INSTRUCTION: Final = "Drive safely to the destination"
 """NavSim's task in words; the same for every scene (what differs is in ego, command and route)."""
 
+INVALID_PLAN: Final = 0.0
+"""What environments are given in place of an answer that is no plan: all poses zero, so the car brakes until a plan comes."""
+
 Image: TypeAlias = "str | Path | PIL.Image.Image | npt.NDArray[Any] | torch.Tensor"
 """One picture: a file, a PIL image, or an array [H, W, 3] / [H, W] (uint8, or float in 0…1)."""
 Images: TypeAlias = "Image | Sequence[Image] | Mapping[str, Image]"

@@ -68,6 +68,28 @@ def test_a_failed_world_ends_its_row_without_a_score() -> None:
     assert episodes.decide(plans([1.0, 1.0])).rewards.tolist() == [0.0, 1.0]
 
 
+def test_an_answer_that_is_no_plan_brakes_and_gets_its_own_reward() -> None:
+    episodes = Episodes(ToyDrive(2), invalid=-3.0)
+    episodes.begin(["go3", "go3"])
+    step = episodes.decide(plans([2.0, 2.0]), np.array([False, True]))
+    assert step.rewards.tolist() == [-3.0, 2.0]
+    assert episodes.env.where.tolist() == [0.0, 2.0]  # type: ignore[attr-defined]
+    assert step.totals["invalid_answers"].tolist() == [1.0, 0.0]
+    assert step.totals["valid"].tolist() == [1.0, 1.0]
+    assert episodes.decide(plans([2.0, 2.0]), np.ones(2, dtype=bool)).totals["return"].tolist() == [-1.0, 4.0]
+
+
+def test_an_answer_that_is_no_plan_can_be_left_out_with_its_episode() -> None:
+    episodes = Episodes(ToyDrive(2), invalid="exclude")
+    episodes.begin(["go3", "go3"])
+    step = episodes.decide(plans([2.0, 2.0]), np.array([False, True]))
+    assert np.isnan(step.rewards[0])
+    assert step.terminated.tolist() == [True, False]
+    assert step.totals["valid"].tolist() == [0.0, 1.0]
+    assert step.totals["invalid_answers"].tolist() == [1.0, 0.0]
+    assert episodes.over.tolist() == [True, False]
+
+
 def test_a_new_episode_is_valid_again() -> None:
     episodes = Episodes(ToyDrive(1, crashing=True), lambda row: "go3")
     episodes.begin(["crash3"])

@@ -19,19 +19,20 @@ from vla_models.errors import ConfigError
 from vla_models.frameworks import environments
 from vla_models.frameworks.environments import make_vector_env
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.scoring.rewards import Reward
 
 
 class GoldenNavSim(RLinfNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=visible_scenes(6))
 
 
 class Toy(RLinfBench2DriveAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return ToyDrive(num_envs)
 
 
@@ -39,7 +40,7 @@ def adapter(
     folder: Path, kind: Any = Toy, rows: int = 4, place: tuple[int, int] = (0, 1), part: str = "train", **changes: Any
 ) -> Any:
     path = VLAConfig.from_dict({"framework": "rlinf", "seed": 3}).to_yaml(folder / "config.yaml")
-    init = SimpleNamespace(config=str(path), part=part, first_round=changes.pop("first_round", 0))
+    init = SimpleNamespace(config=str(path), part=part, spec={}, first_round=changes.pop("first_round", 0))
     settings = {"group_size": 2, "auto_reset": False, "rollout_epoch": 1, **changes}
     return kind(SimpleNamespace(init_params=init, **settings), rows, *place)
 
@@ -137,6 +138,9 @@ def test_the_configured_environment_is_made(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(env, NavSimEnv)
     assert len(env.tokens) == 2
     assert env.reward == Reward("driving", {"collision": -2.0})
-    monkeypatch.setitem(environments.IDS, "navsim", "Elsewhere-v0")
-    with pytest.raises(ConfigError, match=r"has no Elsewhere-v0"):
-        make_vector_env(config, "train", 3)
+
+
+def test_an_environment_that_is_not_built_in_must_be_made_by_its_adapter(registry: Any) -> None:
+    registry.register_env_adapter("my_city", "rlinf", GoldenNavSim)
+    with pytest.raises(ConfigError, match=r"environment\.type: 'my_city' is not built in .*must override make_env"):
+        make_vector_env(VLAConfig.from_dict({"environment": {"type": "my_city"}}), "train", 3)

@@ -15,6 +15,7 @@ from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.rlinf import compat, native, runner
 from vla_models.frameworks.rlinf.launch import launch
+from vla_models.inputs import VLASpec
 
 RECORDED = json.loads((Path(__file__).parent.parent / "data" / "rlinf" / "names_0.4.0.json").read_text())
 
@@ -27,8 +28,8 @@ def config(*overrides: str) -> VLAConfig:
 
 def made(settings: VLAConfig, decisions: int = 1, devices: int = 0) -> dict[str, Any]:
     return native.make(
-        settings, Path("run"), Path("start"), horizon=8, max_decisions=decisions, observation=ObservationLayout({}, {}, True),
-        record=RecordLayout({}, 8), devices=devices,
+        settings, Path("run"), Path("start"), spec=VLASpec(horizon=8), max_decisions=decisions,
+        observation=ObservationLayout({}, {}, True), record=RecordLayout({}, 8), devices=devices,
     )  # fmt: skip
 
 
@@ -122,10 +123,10 @@ def test_ppo_with_many_decisions_resets_itself_and_bootstraps() -> None:
     many, one = made(settings, decisions=100), made(settings)
     assert many["env"]["train"]["auto_reset"]
     assert not many["env"]["eval"]["auto_reset"]
-    assert many["env"]["train"]["max_steps_per_rollout_epoch"] == native.PPO_DECISIONS
+    assert many["env"]["train"]["max_steps_per_rollout_epoch"] == 8
     assert many["algorithm"]["adv_type"] == "gae"
     assert many["actor"]["model"]["add_value_head"]
-    assert many["actor"]["global_batch_size"] == 16 * native.PPO_DECISIONS
+    assert many["actor"]["global_batch_size"] == 16 * 8
     assert not one["env"]["train"]["auto_reset"]
     assert one["algorithm"]["gamma"] == 1.0
     grpo = made(config(), decisions=100)
@@ -151,15 +152,17 @@ def test_options_replace_keys_and_leave_their_neighbours() -> None:
 
 
 def test_means_are_taken_over_valid_episodes() -> None:
-    data = {"env/score": 0.3, "env/return": 0.6, "env/valid": 0.75, "env/num_trajectories": 8, "train/actor/total_loss": 1.0}
+    data = {"env/score": 0.3, "env/return": 0.6, "env/valid": 0.75, "env/invalid_answers": 0.5, "env/num_trajectories": 8}
     means = runner.episode_means(data, "env/")
-    assert means == {"score": pytest.approx(0.4), "return": pytest.approx(0.8), "invalid": 2}
+    assert means == {"score": pytest.approx(0.4), "return": pytest.approx(0.8), "invalid": 2, "invalid_answers": 4}
+    data |= {"train/actor/total_loss": 1.0}
     row = runner.row_of({**data, "train/actor/entropy_loss": 0.0, "train/critic/value_loss": 0.5, "time/step": 3.0}, 1)
     assert row["reward_mean"] == pytest.approx(0.8)
     assert row["value_loss"] == 0.5
     assert row["step_s"] == 3.0
     assert "entropy" not in row
-    assert runner.episode_means({"env/score": 0.0, "env/valid": 0.0, "env/num_trajectories": 4}, "env/") == {"invalid": 4}
+    nothing = {"env/score": 0.0, "env/valid": 0.0, "env/num_trajectories": 4}
+    assert runner.episode_means(nothing, "env/") == {"invalid": 4, "invalid_answers": 0}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

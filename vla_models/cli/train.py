@@ -1,11 +1,9 @@
-"""``vla-models train`` and ``vla-models eval``."""
+"""``vla-models train`` and ``vla-models sft``."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -108,49 +106,6 @@ def sft(
     )
 
 
-@app.command(
-    "eval",
-    epilog="Examples:\n\n"
-    "  vla-models eval runs/local-navsim-grpo-20260101-120000\n\n"
-    "  vla-models eval my_checkpoint environment.heldout_scenes=500 --output scores.json",
-)
-def evaluate(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder, or one that save_pretrained wrote.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace configuration values.", show_default=False)
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with the environment; left out, the run's own, else the defaults.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the means as JSON into this file.")] = None,
-) -> None:
-    """Score a model on the held-out scenes, beside constant velocity and PDM-Closed."""
-    checkpoint = _checkpoint_in(path)
-    file = config or next((p for p in (path / "config.yaml", path.parent.parent / "config.yaml") if p.is_file()), None)
-    settings = read_config(file, overrides or [])
-    log_to_terminal()
-
-    from vla_models.interface import VLAForDriving
-    from vla_models.training.evaluate import BASELINES, evaluate_baseline, evaluate_model
-    from vla_models.training.scenes import build_scenes
-
-    model = VLAForDriving.from_pretrained(checkpoint).eval()
-    model.require("evaluated")
-    scenes = build_scenes(settings, "heldout")
-    threads = settings.training.threads or len(os.sched_getaffinity(0))
-    options: dict[str, Any] = {"version": settings.environment.score_version, "threads": threads}
-    results = {name: evaluate_baseline(name, scenes, **options).means() for name in BASELINES}
-    results[str(checkpoint)] = evaluate_model(model, scenes, **options).means()
-    _print_scores(results, len(scenes))
-    if output is not None:
-        from vla_models.files import atomic_path
-
-        with atomic_path(output) as temporary:
-            temporary.write_text(json.dumps({"scenes": len(scenes), "means": results}, indent=2) + "\n", encoding="utf-8")
-
-
 def _config_and_overrides(config: str | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
     """With --resume the file may be left out, and then the first override stands in its place."""
     changes = list(overrides or [])
@@ -172,19 +127,6 @@ def read_config(file: Path | None, overrides: list[str]) -> VLAConfig:
     return VLAConfig.from_dict({}, overrides) if file is None else VLAConfig.from_yaml(file, overrides)
 
 
-def _checkpoint_in(path: Path) -> Path:
-    """The model checkpoint that ``path`` means: itself, or the newest of a run (after RL, else after imitation)."""
-    from vla_models.pretrained import is_checkpoint, read_config
-
-    for folder in (path, path / "checkpoints" / "model", path / "checkpoints" / "imitation"):
-        if is_checkpoint(folder):
-            return folder
-    if (path / "config.yaml").is_file():
-        raise CheckpointError(f"run {str(path)!r} has no finished model yet; go on with it: vla-models train --resume {path}")
-    read_config(path)  # says what is wrong with it
-    raise CheckpointError(f"{str(path)!r} holds no model")
-
-
 def _dry_run(config: VLAConfig) -> None:
     """Build the model, check that it and the configuration fit, print the resolved YAML."""
     from vla_models.model_registry import create_model
@@ -195,16 +137,8 @@ def _dry_run(config: VLAConfig) -> None:
     typer.echo(dump(config.to_dict()), nl=False)
     parameters = sum(p.numel() for p in model.parameters())
     plans = config.training.scenes_per_step * config.algorithm.group_size
+    if config.environment.type == "bench2drive":
+        plans *= config.training.decisions_per_step
     typer.echo(
         f"# {config.model.name}: {parameters:,} parameters; {config.training.steps} updates of {plans} plans. Not started."
     )
-
-
-def _print_scores(results: dict[str, dict[str, float]], scenes: int) -> None:
-    from rich.table import Table
-
-    names = list(next(iter(results.values())))
-    table = Table("", *names, title=f"held-out means over {scenes} scenes", title_justify="left", box=None, header_style="bold")
-    for label, means in results.items():
-        table.add_row(label, *(f"{means[name]:.3f}" for name in names))
-    console().print(table)

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import gymnasium
 from gymnasium.vector import VectorEnv
 
 from vla_models.errors import ConfigError
+from vla_models.inputs import VLASpec
+from vla_models.training.routes import PLANS, make_route_env
 from vla_models.training.scenes import build_scenes
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
 
-IDS = {"navsim": "NavSim-v0", "bench2drive": "Bench2Drive-v0"}
-"""environment.type -> gymnasium id."""
 
-
-def make_vector_env(config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
+def make_vector_env(config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec = PLANS) -> VectorEnv:
     """``num_envs`` rows of the configured environment on its training or held-out scenes.
 
-    Raises ``ConfigError`` for an environment that this version does not have.
+    ``spec``: of the model that will drive. An environment that executes plans of any length (bench2drive) must know how long
+    they are, and how they are followed.
+
+    Raises ``ConfigError`` for an environment that this version does not have, ``SceneError`` where it has no scenes.
     """
-    import vla_models.envs
+    import vla_models.envs  # noqa: F401 - registers environments
 
     env = config.environment
-    name = IDS.get(env.type, env.type)
-    if name not in gymnasium.registry:
-        there = ", ".join(kind for kind, known in IDS.items() if known in gymnasium.registry)
-        raise ConfigError(f"environment.type: this version of {vla_models.envs.__name__} has no {name}; there is: {there}")
-    reward = config.reward.model_dump(exclude={"invalid"})  # that one is about answers, not about drives
-    options: dict[str, Any] = {"scenes": build_scenes(config, part), "reward": reward}
-    if env.type == "navsim":
-        options |= {"score_version": env.score_version, "threads": config.training.threads or 1}
-        options["reward"]["version"] = env.score_version
-    return gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
+    if env.type == "bench2drive":
+        return make_route_env(config, part, num_envs, spec)
+    if env.type != "navsim":
+        raise ConfigError(
+            f"environment.type: {env.type!r} is not built in (navsim and bench2drive are); its adapter must override make_env"
+        )
+    return gymnasium.make_vec(
+        "NavSim-v0",
+        num_envs=num_envs,
+        vectorization_mode="vector_entry_point",
+        scenes=build_scenes(config, part),
+        reward={**config.reward.model_dump(exclude={"invalid"}), "version": env.score_version},
+        score_version=env.score_version,
+        threads=config.training.threads or 1,
+    )

@@ -1,21 +1,23 @@
 """Episodes of a VectorEnv, decision by decision, with the bookkeeping that every framework wants.
 
-``Episodes`` counts returns and lengths, ends a row whose world failed (its reward becomes NaN, never 0), leaves rows that are
-over alone, and starts new ones where it is asked to. It is written against the environment contract alone
-(docs/architecture.md): one-decision environments and many-decision ones go the same way.
+``Episodes`` counts returns and lengths, ends a row whose world failed (its reward becomes NaN, never 0), gives an answer that
+is no plan the reward that is configured for it, leaves rows that are over alone, and starts new ones where it is asked to. It
+is written against the environment contract alone (docs/architecture.md): one-decision environments and many-decision ones go
+the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_models.errors import ConfigError
+from vla_models.inputs import INVALID_PLAN
 
 Row = npt.NDArray[np.bool_]
 
@@ -29,15 +31,15 @@ class Decided:
     final_observation: Mapping[str, Any] | None
     """What each row saw before new episodes were started; None unless one was."""
     rewards: npt.NDArray[np.float32]
-    """[N]; NaN where the world failed, 0 for rows that were over before."""
+    """[N]; NaN where the world failed or an answer without a plan is to be left out, 0 for rows that were over before."""
     terminated: Row
-    """[N] the task ended with this decision, or its world failed."""
+    """[N] the task ended with this decision, its world failed, or it is left out."""
     truncated: Row
     """[N] a limit was reached with this decision."""
     totals: dict[str, npt.NDArray[np.float32]]
-    """[N] each: ``return``, ``decisions``, ``valid`` (0 or 1), every metric, and every reward term as ``term/<name>`` summed
-    over the episode. Rows that are not valid have 0 everywhere, so a sum over rows divided by the sum of ``valid`` is a
-    mean."""
+    """[N] each: ``return``, ``decisions``, ``invalid_answers``, ``valid`` (0 or 1), every metric, and every reward term as
+    ``term/<name>`` summed over the episode. Rows that are not valid have 0 everywhere but in ``invalid_answers``, so a sum over
+    rows divided by the sum of ``valid`` is a mean."""
 
 
 class Episodes:
@@ -46,15 +48,23 @@ class Episodes:
     Args:
         env: with ``AutoresetMode.DISABLED``.
         next_scene: name of the scene with which a row goes on when its episode is over; None leaves it over.
+        invalid: reward of a decision whose answer is no plan, or "exclude", which ends its episode like a failed world
+            (``reward.invalid``).
     """
 
-    def __init__(self, env: VectorEnv, next_scene: Callable[[int], str] | None = None) -> None:
+    def __init__(
+        self,
+        env: VectorEnv,
+        next_scene: Callable[[int], str] | None = None,
+        *,
+        invalid: float | Literal["exclude"] = 0.0,
+    ) -> None:
         if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ConfigError(
                 f"environment: {type(env).__name__} resets its rows by itself; frameworks choose the scenes, so its metadata "
                 "must say autoreset_mode: AutoresetMode.DISABLED"
             )
-        self.env, self.next_scene = env, next_scene
+        self.env, self.next_scene, self.invalid = env, next_scene, invalid
         self.over: Row = np.ones(env.num_envs, dtype=np.bool_)
         self._scenes: list[str] = [""] * env.num_envs
         self._observation: Mapping[str, Any] = {}
@@ -75,19 +85,27 @@ class Episodes:
         self._sums, self._metrics = {}, {}
         return self._observation
 
-    def decide(self, plans: npt.NDArray[np.floating[Any]]) -> Decided:
-        """Execute plans [N, T, 3] in the rows that are not over."""
+    def decide(self, plans: npt.NDArray[np.floating[Any]], planned: Row | None = None) -> Decided:
+        """Execute plans [N, T, 3] in the rows that are not over.
+
+        planned: [N] False where the answer was no plan (``VLAPrediction.valid``): the car brakes. None: all are plans.
+        """
         running = ~self.over
+        unplanned = np.zeros_like(running) if planned is None else running & ~planned
         rewards = np.zeros(self.env.num_envs, dtype=np.float32)
         terminated, truncated = np.zeros_like(running), np.zeros_like(running)
         if running.any():
-            plans = np.where(running[:, None, None], plans, 0.0)
+            plans = np.where((running & ~unplanned)[:, None, None], plans, INVALID_PLAN)
             self._observation, reward, ended, limit, info = self.env.step(plans)
             failed = running & ~np.asarray(info["valid"], dtype=np.bool_)
+            if self.invalid == "exclude":
+                failed |= unplanned
+            else:
+                reward = np.where(unplanned, self.invalid, reward)
             rewards = np.where(failed, np.nan, np.where(running, reward, 0.0)).astype(np.float32)
             terminated = running & (np.asarray(ended, dtype=np.bool_) | failed)
             truncated = running & np.asarray(limit, dtype=np.bool_) & ~terminated
-            self._count(running, failed, rewards, info)
+            self._count(running, failed, rewards, unplanned, info)
             self.over = self.over | terminated | truncated
         totals = self._totals()
         final = None
@@ -113,9 +131,11 @@ class Episodes:
         for values in (*self._sums.values(), *self._metrics.values()):
             values[rows] = 0.0
 
-    def _count(self, running: Row, failed: Row, rewards: npt.NDArray[np.float32], info: Mapping[str, Any]) -> None:
+    def _count(
+        self, running: Row, failed: Row, rewards: npt.NDArray[np.float32], unplanned: Row, info: Mapping[str, Any]
+    ) -> None:
         self._failed = self._failed | failed
-        added = {"return": rewards, "decisions": np.ones_like(rewards)}
+        added = {"return": rewards, "decisions": np.ones_like(rewards), "invalid_answers": unplanned.astype(np.float32)}
         added |= {f"term/{name}": np.asarray(values, dtype=np.float32) for name, values in info["terms"].items()}
         for name, values in added.items():
             total = self._sums.setdefault(name, np.zeros_like(rewards))
@@ -129,5 +149,6 @@ class Episodes:
         rows = {**self._sums, **self._metrics}
         return {
             **{name: np.where(self._failed, 0.0, values).astype(np.float32) for name, values in rows.items()},
+            "invalid_answers": self._sums.get("invalid_answers", np.zeros_like(valid)).copy(),
             "valid": valid,
         }

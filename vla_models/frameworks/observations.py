@@ -7,7 +7,7 @@ space, travels to the model's side as JSON, and gives back exactly the dict that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -133,3 +133,17 @@ class ObservationLayout:
             h, w, _ = self.cameras[camera]
             stacked[:, i, :h, :w] = images[camera]
         return stacked
+
+
+def concatenate(parts: Sequence[Packed]) -> Packed:
+    """Packed observations one after the other."""
+
+    def joined(arrays: Sequence[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Packed(
+        main=joined([part.main for part in parts]),
+        extra=joined([part.extra for part in parts]),
+        states=joined([part.states for part in parts]),
+        text=None if parts[0].text is None else [text for part in parts for text in part.text or ()],
+    )

@@ -30,6 +30,8 @@ START_SECONDS: Final = 120.0
 """How long a head may take to answer."""
 STOP_SECONDS: Final = 15.0
 """How long it may take to end before it is killed."""
+_NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false"}
+"""Ray starts a worker for each CPU ahead of time. Frameworks' actors have an environment of their own and cannot use these."""
 _PR_SET_PDEATHSIG: Final = 1
 """From linux/prctl.h."""
 _STORE_BYTES: Final = 2 * 2**30
@@ -70,7 +72,7 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={**_NO_SPARE_WORKERS, **os.environ, **(environment or {})},
             preexec_fn=_end_with_parent,
         )
     try:

@@ -33,6 +33,13 @@ def sources_of(*classes: Any) -> str:
     return json.dumps(sources)
 
 
+def remember_sources(*classes: Any) -> None:
+    """Set ``SOURCES`` so that the processes that this one starts find these classes; what it names already stays named."""
+    known = json.loads(os.environ.get(SOURCES) or "[]")
+    known += [source for source in json.loads(sources_of(*classes)) if source not in known]
+    os.environ[SOURCES] = json.dumps(known)
+
+
 def import_sources() -> None:
     """Import what ``SOURCES`` names, once. Raises ``RegistryError`` where that fails.
 
@@ -60,7 +67,8 @@ def _import(name: str, file: str | None) -> None:
         return
     if file is None or not Path(file).is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    alias = f"vla_models_user_{Path(file).stem}"
+    # under its own name, so that a script which imports it, too, finds it loaded; a script's name is taken here
+    alias = f"vla_models_user_{Path(file).stem}" if top in ("__main__", "conftest") else name
     if alias in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(alias, file)

@@ -271,7 +271,8 @@ class HFVLM(VLAForDriving):
         """
         if self._answers is None or self.head is not None:
             raise VLAModelsError("this model does not write its plans: a head draws them from the last hidden state")
-        return self._answers.read(completions, torch.as_tensor(speed, dtype=torch.float32, device=self.backbone.device))
+        device = next(self.value.parameters()).device  # not the backbone's: who reads answers alone may have let go of it
+        return self._answers.read(completions, torch.as_tensor(speed, dtype=torch.float32, device=device))
 
     def predict_waypoints(self, text: str, images: Any, num_waypoints: int = 5, **kwargs: Any) -> Any:
         """The first ``num_waypoints`` poses of the likeliest plan, float32 [N, 3].

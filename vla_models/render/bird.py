@@ -29,6 +29,7 @@ PLAN_COLOURS: Final[dict[str, str]] = {
     "rl": "#0b62d6",
     "after": "#0b62d6",
     "pdm_closed": "#12925a",
+    "rule_based": "#12925a",
     "human": "#8a3fc4",
 }
 """Colours of plans by their label; other labels take the ones of ``_OTHER_PLANS`` in turn."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from vla_models.render.bird import PLAN_COLOURS, draw_scene
-from vla_models.report.run import PLANNERS, SIGNS, SUB_SCORES, Run
+from vla_models.report.run import ROUTE_NUMBERS, SIGNS, SUB_SCORES, Run
 from vla_models.scenes.scene import Scene
 
 if TYPE_CHECKING:
@@ -95,13 +96,14 @@ def learning_curve(run: Run) -> bytes | None:
         _nothing(left)
     _plain(right, "2 · Reinforcement learning: reward and held-out score", "RL step")
     if len(steps):
-        # a weighted driving reward has another scale than the score: give it an axis of its own
-        own = bool(reward.min() < 0.0 or reward.max() > 1.0)
+        # a weighted reward, or one of a decision, has another scale than the score: give it an axis of its own
+        own = bool(reward.min() < 0.0 or reward.max() > 1.0 or run.on_routes)
         axis = right.twinx() if own else right
         axis.plot(steps, reward, color="#74a9e8", lw=0.7, alpha=0.45)
         axis.plot(steps, smoothed(reward), color="#74a9e8", lw=1.8)
         if own:
             axis.tick_params(colors="#4a86d0", labelsize=8, length=0)
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))  # there is no room for more digits
             axis.set_frame_on(False)
         label = "reward of sampled plans (training scenes" + (", right-hand scale)" if own else ")")
         right.plot([], [], color="#74a9e8", lw=1.8, label=label)
@@ -115,10 +117,10 @@ def learning_curve(run: Run) -> bytes | None:
             ms=5,
             label="score of the most likely plan (held-out scenes)",
         )
-    for name in ("constant_velocity", "pdm_closed"):
+    for name, (title, _) in run.planners.items():
         value = run.score(name)
-        if value is not None:
-            right.axhline(value, color=PLAN_COLOURS[name], lw=1.2, ls=(0, (5, 3)), label=PLANNERS[name][0])
+        if value is not None and name not in ("imitation", "rl"):
+            right.axhline(value, color=PLAN_COLOURS[name], lw=1.2, ls=(0, (5, 3)), label=title)
     if len(steps) or len(eval_steps):
         right.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", loc="best")
     else:
@@ -128,26 +130,51 @@ def learning_curve(run: Run) -> bytes | None:
 
 def sub_score_curves(run: Run) -> bytes | None:
     """Sub-scores over RL steps: of the sampled plans (line) and on held-out scenes (dots)."""
+    titles = {name: f"{title} ({name})" for name, (title, _) in SUB_SCORES.items()}
+    return _small_curves(run, titles, _SUB_COLOURS, least_top=1.0)
+
+
+def route_curves(run: Run) -> bytes | None:
+    """Bench2Drive's numbers over RL steps: of the routes that were driven in training (line), and held out (dots)."""
+    return _small_curves(run, ROUTE_NUMBERS, dict(zip(ROUTE_NUMBERS, _SUB_COLOURS.values(), strict=False)))
+
+
+def term_curves(run: Run) -> bytes | None:
+    """Reward terms of a decision over RL steps."""
+    names = sorted({key for row in run.metrics.get("rl", []) for key in row if key.startswith("term/")})
+    titles = {name: name.removeprefix("term/").replace("_", " ") for name in names}
+    return _small_curves(run, titles, dict.fromkeys(names, PLAN_COLOURS["rl"]), bottom=None)
+
+
+def _small_curves(
+    run: Run, titles: Mapping[str, str], colours: Mapping[str, str], *, least_top: float = 0.0, bottom: float | None = 0.0
+) -> bytes | None:
+    """A chart for each number of RL rows (line) and evaluations (dots) that the run has; None where it has none.
+
+    least_top: how far up the axes reach at least; bottom: how far down at most.
+    """
     curves = []
-    for name, (title, _) in SUB_SCORES.items():
+    for name, title in titles.items():
         trained, held = run.series("rl", name), run.series("eval", name)
         if len(trained[0]) or len(held[0]):
-            curves.append((name, title, trained, held))
+            curves.append((colours[name], title, trained, held))
     if not curves:
         return None
     columns = min(3 if len(curves) <= 6 else 4, len(curves))
     rows = -(-len(curves) // columns)
     figure = _figure(9.6, 2.1 * rows)
-    for i, (name, title, (steps, values), (eval_steps, scores)) in enumerate(curves):
+    for i, (colour, title, (steps, values), (eval_steps, scores)) in enumerate(curves):
         ax = figure.add_subplot(rows, columns, i + 1)
-        _plain(ax, f"{title} ({name})")
+        _plain(ax, title)
         if len(steps):
-            ax.plot(steps, values, color=_SUB_COLOURS[name], lw=0.6, alpha=0.3)
-            ax.plot(steps, smoothed(values), color=_SUB_COLOURS[name], lw=1.6, alpha=0.8)
-        ax.plot(eval_steps, scores, color=_INK, lw=1.0, ls=":", marker="o", ms=4.5, mfc=_SUB_COLOURS[name], mec="white")
-        top = max([1.0, *values, *scores])
-        low = min([*values, *scores])
-        ax.set_ylim(max(0.0, low - 0.1 * (top - low) - 0.02), top + 0.03 * (top - low) + 0.005)
+            ax.plot(steps, values, color=colour, lw=0.6, alpha=0.3)
+            ax.plot(steps, smoothed(values), color=colour, lw=1.6, alpha=0.8, marker="." if len(steps) == 1 else None)
+        ax.plot(eval_steps, scores, color=_INK, lw=1.0, ls=":", marker="o", ms=4.5, mfc=colour, mec="white")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        top, low = max([least_top, *values, *scores]), min([*values, *scores])
+        scale = max(abs(top), abs(low), least_top) or 1.0
+        low -= 0.1 * (top - low) + 0.02 * scale
+        ax.set_ylim(low if bottom is None else max(bottom, low), top + 0.03 * (top - low) + 0.005 * scale)
     return _png(figure)
 
 

@@ -43,11 +43,20 @@ def write_report(run_dir: Path) -> Path:
     except ImportError as e:
         raise MissingDependency(f"reports need matplotlib and jinja2 ({e}): pip install matplotlib jinja2") from e
     run = read_run(Path(run_dir))
-    source = files("vla_models.report").joinpath("template.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    if run.on_routes:
+        from vla_models.report.routes import route_content
+
+        name, content = "routes.html", route_content(run)
+    else:
+        name, content = "scenes.html", _scene_content(run)
+    templates = files("vla_models.report")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["png"] = _data_url
     environment.filters["duration"] = duration
-    html = environment.from_string(source).render(**_content(run))
+    html = environment.get_template(name).render(**_frame(run), **content)
     out = Path(run_dir) / "report.html"
     with atomic_path(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -82,11 +91,27 @@ def _data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _content(run: Run) -> dict[str, Any]:
-    """Everything that the template shows."""
+def _frame(run: Run) -> dict[str, Any]:
+    """What base.html shows of any run."""
+    return {
+        "run": run.path.resolve().name,
+        "summary": run.summary,
+        "before": run.score("imitation"),
+        "after": run.score("rl"),
+        "count": len(run.heldout.tokens) if run.heldout is not None else None,
+        "planners": {name: title for name, (title, _) in run.planners.items()},
+        "config": run.config,
+        "times": _times(run),
+        "versions": run.summary.get("versions") if isinstance(run.summary.get("versions"), dict) else {},
+        "missing": run.missing,
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _scene_content(run: Run) -> dict[str, Any]:
+    """What scenes.html shows of a run in NavSim."""
     from vla_models.report.pictures import health_curves, learning_curve, sign_curves, sub_score_curves
 
-    before, after = run.score("imitation"), run.score("rl")
     used = [name for name in SUB_SCORES if any(run.sub_score(planner, name) is not None for planner in PLANNERS)]
     signs = [name for name in SIGNS if any(run.sub_score(planner, name) is not None for planner in PLANNERS)]
     table = [
@@ -124,11 +149,10 @@ def _content(run: Run) -> dict[str, Any]:
     improved, failures = _scenes(run)
     kinds = _by_kind(run.heldout) if run.heldout is not None else []
     return {
-        "run": run.path.resolve().name,
-        "summary": run.summary,
-        "before": before,
-        "after": after,
-        "count": len(run.heldout.tokens) if run.heldout is not None else None,
+        "score": "score",
+        "best": 1,
+        "digits": 3,
+        "things": "scenes",
         "sub_scores": [(name, SUB_SCORES[name][0]) for name in used],
         "signs": [(name, SIGNS[name]) for name in signs],
         "uncounted": [name for name in used if name not in FACTORS[run.version] and name not in WEIGHTS[run.version]],
@@ -139,12 +163,6 @@ def _content(run: Run) -> dict[str, Any]:
         "failures": failures,
         "losses": _losses(run.heldout, run.version) if run.heldout is not None else [],
         "kinds": kinds,
-        "planners": {name: title for name, (title, _) in PLANNERS.items()},
-        "config": run.config,
-        "times": _times(run),
-        "versions": run.summary.get("versions") if isinstance(run.summary.get("versions"), dict) else {},
-        "missing": run.missing,
-        "written": time.strftime("%Y-%m-%d %H:%M"),
     }
 
 

@@ -21,6 +21,24 @@ PLANNERS: Final[dict[str, tuple[str, str]]] = {
 }
 """Planners in the order of the tables: name in the files -> (title, what it is)."""
 
+DRIVERS: Final[dict[str, tuple[str, str]]] = {
+    "constant_velocity": ("Constant velocity", "keeps the speed it has, which at the start is none"),
+    "imitation": PLANNERS["imitation"],
+    "rl": PLANNERS["rl"],
+    "rule_based": ("Rule-based", "careful driver that knows the true world"),
+}
+"""The same for runs in Bench2Drive."""
+
+ROUTE_NUMBERS: Final[dict[str, str]] = {
+    "driving_score": "driving score",
+    "success": "success",
+    "route_completion": "route completion",
+    "infraction_penalty": "penalty",
+    "efficiency": "efficiency",
+    "smoothness": "smoothness",
+}
+"""Bench2Drive's numbers of a driver: name in the files -> title."""
+
 SUB_SCORES: Final[dict[str, tuple[str, str]]] = {
     "nc": ("no collision", "at-fault collisions"),
     "dac": ("drivable area", "leaving the drivable area"),
@@ -43,13 +61,15 @@ class RunError(VLAModelsError, FileNotFoundError):
 
 @dataclass
 class Heldout:
-    """``heldout.npz``: plans and scores on n held-out scenes."""
+    """``heldout.npz``: plans and scores on n held-out scenes, or scores alone on n held-out routes."""
 
     tokens: list[str]
     plans: dict[str, npt.NDArray[np.float32]]
     """planner -> [n, 8, 3]"""
     scores: dict[str, dict[str, npt.NDArray[np.float64]]]
-    """planner -> sub-score or "score" -> [n]"""
+    """planner -> sub-score or "score" -> [n]; NaN for a route whose world failed."""
+    scenarios: list[str] = field(default_factory=list)
+    """Bench2Drive: what each route is about."""
     store: Any = None
     """The ``SceneStore`` with the scenes, or None where it cannot be opened."""
 
@@ -76,6 +96,16 @@ class Run:
     heldout: Heldout | None = None
     missing: list[str] = field(default_factory=list)
     """What could not be read, one sentence each."""
+
+    @property
+    def on_routes(self) -> bool:
+        """Whether the run drove Bench2Drive's routes (else NavSim's scenes)."""
+        return self.summary.get("env") == "bench2drive"
+
+    @property
+    def planners(self) -> dict[str, tuple[str, str]]:
+        """Who is compared: ``PLANNERS`` or ``DRIVERS``."""
+        return DRIVERS if self.on_routes else PLANNERS
 
     def series(self, phase: str, key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Steps and values of a number of a phase, rows without it left out."""
@@ -118,7 +148,7 @@ def read_run(run_dir: Path) -> Run:
     if not isinstance(summary, dict) or not isinstance(summary.get("heldout"), dict):
         raise RunError(f'{path} has no "heldout" scores; finish the run again to rewrite it')
     run = Run(run_dir, summary)
-    for name in PLANNERS:
+    for name in run.planners:
         if run.score(name) is None:
             run.missing.append(f"summary.json has no held-out score of {name}.")
     config = run_dir / "config.yaml"
@@ -170,13 +200,16 @@ def _read_heldout(run: Run) -> None:
         run.missing.append(f"heldout.npz could not be read ({type(error).__name__}: {error}): there are no pictures of scenes.")
         return
     plans, scores = {}, {}
-    for name in PLANNERS:
+    for name in run.planners:
         plan = arrays.get(f"{name}_plans")
         if plan is not None and plan.shape[:1] == (len(tokens),) and plan.ndim == 3:
             plans[name] = plan
-        found = {key: arrays.get(f"{name}_{key}") for key in ("score", *SUB_SCORES)}
+        found = {key: arrays.get(f"{name}_{key}") for key in ("score", *(ROUTE_NUMBERS if run.on_routes else SUB_SCORES))}
         scores[name] = {k: np.asarray(v, float) for k, v in found.items() if v is not None and v.shape == (len(tokens),)}
     run.heldout = Heldout(tokens, plans, scores)
+    if run.on_routes:
+        run.heldout.scenarios = [str(kind) for kind in arrays.get("scenarios", ())]
+        return
     where = str(arrays.get("scene_store", ""))
     if not where:
         run.missing.append("heldout.npz does not name its scene file: the scenes cannot be drawn.")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vla_models.envs.bench2drive import Bench2DriveEnv
 from vla_models.errors import ConfigError, PlanError, SceneError, did_you_mean
-from vla_models.inputs import VLAInput, check_plan
+from vla_models.inputs import INVALID_PLAN, VLAInput, check_plan
 from vla_models.scenes.bench2drive.routes import Route
 from vla_models.scoring.bench2drive.abilities import abilities
 from vla_models.scoring.bench2drive.results import Record, episode_motion, write_results
@@ -50,9 +50,6 @@ ROUTE_SCORES: Final = (
 )  # fmt: skip
 """Numbers of a route: 0 to 100, 0 to 100, 0 to 1, 0 or 1, percent of the traffic's speed (NaN: there was none), 0 to 1 (share
 of smooth chunks, by Bench2Drive's own rule; NaN below three ticks)."""
-
-INVALID_PLAN: Final = 0.0
-"""What is driven in place of an answer that is no plan: all poses zero, so the car brakes until a plan comes."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def evaluate_routes(
         PlanError: if the model's plans are not those of the environment, or not finite.
         SceneError: if the world of every route failed.
     """
-    decide = _baseline(policy) if isinstance(policy, str) else _model(policy)
+    decide = decider(policy)
     total, rows = len(env.routes), env.num_envs
     waiting = deque(sorted(range(total), key=lambda i: -env.routes[i].length))
     at = [waiting.popleft() if waiting else 0 for _ in range(rows)]
@@ -153,8 +150,8 @@ def evaluate_routes(
         routes = np.array(at)[running]
         decisions[routes] += 1
         invalid[routes] += ~planned
-        driven = np.full((rows, env.plan_steps, 3), INVALID_PLAN)
-        driven[running[planned]] = plans[planned]
+        driven = np.zeros((rows, env.plan_steps, 3))
+        driven[running] = plans
         observation, _, terminated, truncated, info = env.step(driven)
         over, broken = np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_)
         for n in running.tolist():
@@ -185,11 +182,16 @@ def evaluate_routes(
     )
 
 
-_Decide = Callable[[Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
-"""Environment, its observation, R rows -> plans [R, T, 3], and whether each is one [R]."""
+Decide = Callable[[Bench2DriveEnv, Mapping[str, Any], npt.NDArray[np.int64]], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
+"""Environment, its observation, R rows -> plans [R, T, 3] to drive, and whether the answer was one [R] (else they brake)."""
 
 
-def _baseline(name: str) -> _Decide:
+def decider(policy: VLAInterface | str) -> Decide:
+    """What ``policy``, a model or the name of a baseline, decides: see ``evaluate_routes``, whose errors it raises."""
+    return _baseline(policy) if isinstance(policy, str) else _model(policy)
+
+
+def _baseline(name: str) -> Decide:
     if name not in ROUTE_BASELINES:
         raise ConfigError(f"there is no baseline {name!r} for Bench2Drive; {did_you_mean(name, ROUTE_BASELINES)}")
     driver = ROUTE_BASELINES[name]
@@ -202,7 +204,7 @@ def _baseline(name: str) -> _Decide:
     return decide
 
 
-def _model(model: VLAInterface) -> _Decide:
+def _model(model: VLAInterface) -> Decide:
     def decide(
         env: Bench2DriveEnv, observation: Mapping[str, Any], rows: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -216,6 +218,7 @@ def _model(model: VLAInterface) -> _Decide:
         plans = check_plan(decided.waypoints, env.plan_steps, what="the model's plan")
         if plans.shape != (len(rows), env.plan_steps, 3):
             raise PlanError(f"the model answered {len(rows)} inputs with plans of shape {plans.shape}")
-        return plans, np.ones(len(rows), dtype=np.bool_) if decided.valid is None else np.asarray(decided.valid, dtype=np.bool_)
+        planned = np.ones(len(rows), dtype=np.bool_) if decided.valid is None else np.asarray(decided.valid, dtype=np.bool_)
+        return np.where(planned[:, None, None], plans, np.float32(INVALID_PLAN)), planned
 
     return decide

@@ -17,6 +17,9 @@ from vla_models.training.progress import Bar
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
 
+FOV = 90.0
+"""Degrees: the front camera's field of view where the configuration says nothing."""
+
 
 def build_scenes(config: VLAConfig, part: Literal["train", "heldout"]) -> Sequence[Scene]:
     """Training or held-out scenes: generated from ``environment`` the first time, from the cache afterwards. Training scenes
@@ -31,7 +34,7 @@ def build_scenes(config: VLAConfig, part: Literal["train", "heldout"]) -> Sequen
         )
     if part == "train" and env.train_store is not None:
         return SceneStore.open(Path(env.train_store))
-    camera = CameraSpec(width=env.camera.width, height=env.camera.height, fov=env.camera.fov)
+    camera = CameraSpec(width=env.camera.width, height=env.camera.height, fov=env.camera.fov or FOV)
     towns, count = (env.train_towns, env.train_scenes) if part == "train" else (env.heldout_towns, env.heldout_scenes)
     spec = ProceduralSpec(towns=tuple(towns), count=count, seed=env.scenes_seed, camera=camera)
     with Bar(f"scenes ({part})", count) as bar:

@@ -11,7 +11,7 @@ import pytest
 from vla_models.frameworks.rlinf.compat import installed
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent):
+for folder in (HERE, HERE.parent, HERE.parent.parent.parent / "examples"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

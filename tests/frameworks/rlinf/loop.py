@@ -12,43 +12,53 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bring_your_own_model  # noqa: F401 - a stranger's model, registers my_vla
 import small_models  # noqa: F401 - registers models
 import torch
 from golden import visible_scenes
 from gymnasium.vector import VectorEnv
 from omegaconf import OmegaConf
-from toy_world import HORIZON, ToyDrive
+from toy_world import ToyDrive
 
 from vla_models.config import VLAConfig
 from vla_models.envs.navsim import NavSimEnv
+from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.rlinf import native as native_config
 from vla_models.frameworks.rlinf.compat import find
 from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter
-from vla_models.frameworks.rlinf.launch import lay_out
 from vla_models.frameworks.rlinf.model import RLinfPolicy
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import create_model
 
 
 class GoldenNavSim(RLinfNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=visible_scenes(6)[:4] if part == "train" else visible_scenes(6)[4:])
 
 
 class ToyBench2Drive(RLinfBench2DriveAdapter):
+    """The toy world in the place of Bench2Drive, for what must be told to the digit."""
+
     crashing = False
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, crashing=cls.crashing, horizon=int(config.model.options.get("horizon", 8)))
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
+        return ToyDrive(num_envs, crashing=cls.crashing, horizon=spec.horizon)
 
 
 class CrashingBench2Drive(ToyBench2Drive):
     crashing = True
 
 
-ENVIRONMENTS = {"navsim": GoldenNavSim, "bench2drive": ToyBench2Drive}
-HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
+ENVIRONMENTS = {"navsim": GoldenNavSim, "bench2drive": RLinfBench2DriveAdapter}
+BENCH2DRIVE = {
+    "train_towns": ["Town01"], "heldout_towns": ["Town02"], "train_scenes": 4, "heldout_scenes": 2,
+    "scenario_types": ["DynamicObjectCrossing", "VanillaSignalizedTurnEncounterRedLight"],
+    "max_ticks": 40, "camera": {"width": 32, "height": 24},
+}  # fmt: skip
+"""Four short episodes of four decisions on real routes."""
+HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow", "my_vla")
 
 
 def configuration(environment: str, model: str, algorithm: str = "grpo") -> VLAConfig:
@@ -56,15 +66,14 @@ def configuration(environment: str, model: str, algorithm: str = "grpo") -> VLAC
     if name == "tiny_vla":
         options: dict[str, Any] = {"dim": 32, "layers": 1, "heads": 2}
     else:
-        options = {"horizon": 8 if environment == "navsim" else HORIZON}
+        options = {}
     section = {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {})
-    reward = {"type": "pdms"} if environment == "navsim" else {"type": "driving", "weights": {"success": 1.0}}
     data: dict[str, Any] = {
         "framework": "rlinf",
         "model": section,
-        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
-        "reward": reward,
-        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head else 0.01},
+        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2}
+        | (BENCH2DRIVE if environment == "bench2drive" else {}),
+        "algorithm": {"name": algorithm, "group_size": 4, "entropy_coef": 0.0 if head or name == "my_vla" else 0.01},
         "training": {"steps": 2, "scenes_per_step": 2, "eval_every": 2, "checkpoint_every": 2, "threads": 1},
     }
     data["training"]["imitation"] = {"steps": 0, "batch_size": 4}
@@ -92,18 +101,17 @@ def setting(
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
-    observation, record, longest = lay_out(config, model, adapter)
+    layout = lay_out(config, model, adapter.make_env)
     native = native_config.make(
-        config, folder, folder / "model", horizon=model.spec.horizon, max_decisions=adapter.decisions or longest,
-        observation=observation, record=record, devices=0,
+        config, folder, folder / "model", spec=model.spec, max_decisions=adapter.decisions or layout.max_decisions,
+        observation=layout.observation, record=layout.record, devices=0,
     )  # fmt: skip
     native_config.check(native, 0)
     cfg = OmegaConf.create(native)
     side = cfg.env.train if part == "train" else cfg.env.eval
     env = adapter(side, side.total_num_envs // place[1], place[0], place[1])
-    policy = RLinfPolicy(
-        model, observation, record, value_coef=config.algorithm.value_coef, with_values=bool(cfg.actor.model.add_value_head)
-    )
+    value_coef, with_values = config.algorithm.value_coef, bool(cfg.actor.model.add_value_head)
+    policy = RLinfPolicy(model, layout.observation, layout.record, value_coef=value_coef, with_values=with_values)
     return Setting(cfg, env, policy, config)
 
 

@@ -1,7 +1,7 @@
 """A user's script that trains with RLinf on scenes of its own: ``python small_run.py CONFIG [--resume RUN]``.
 
-It registers environments with the decorator, golden scenes in the place of generated ones and the toy world in the place of
-Bench2Drive, and RLinf's workers get them because they import this file again.
+It registers an environment with the decorator, golden scenes in the place of generated ones, and RLinf's workers get it because
+they import this file again.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE), str(HERE.parent.parent.parent / "examples")]
 
-import small_models  # noqa: E402, F401 - registers models
+import bring_your_own_model  # noqa: E402, F401 - registers my_vla
 from golden import visible_scenes  # noqa: E402
 from gymnasium.vector import VectorEnv  # noqa: E402
-from toy_world import ToyDrive  # noqa: E402
 
 from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks import run_folder  # noqa: E402
-from vla_models.frameworks.rlinf.env import RLinfBench2DriveAdapter, RLinfNavSimAdapter  # noqa: E402
+from vla_models.frameworks.rlinf.env import RLinfNavSimAdapter  # noqa: E402
+from vla_models.inputs import VLASpec  # noqa: E402
 from vla_models.model_registry import register_env_adapter  # noqa: E402
 from vla_models.scenes.scene import Scene  # noqa: E402
 
@@ -37,15 +37,8 @@ run_folder.build_scenes = scenes
 @register_env_adapter("navsim", "rlinf")
 class GoldenNavSim(RLinfNavSimAdapter):
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
         return NavSimEnv(num_envs, scenes=scenes(config, part))
-
-
-@register_env_adapter("bench2drive", "rlinf")
-class ToyBench2Drive(RLinfBench2DriveAdapter):
-    @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int) -> VectorEnv:
-        return ToyDrive(num_envs, horizon=8)
 
 
 def main(config: str, resume: str | None) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import loop
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -30,8 +31,7 @@ def config(environment: str, algorithm: str) -> VLAConfig:
             "framework": "rlinf",
             "name": "small",
             "model": {"name": "tiny_vla", "options": {"dim": 32, "layers": 1, "heads": 2, "image_size": [32, 64]}},
-            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
-            "reward": {"type": "pdms"} if navsim else {"type": "driving", "weights": {"success": 1.0}},
+            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2} | ({} if navsim else loop.BENCH2DRIVE),
             "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, "entropy_coef": 0.001},
             "training": {
                 "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
@@ -93,7 +93,20 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
     assert changed(weights(folder / "checkpoints" / "update-0000002"), last) < 1e-6
 
 
-def test_ppo_in_a_many_decision_environment(tmp_path: Path) -> None:
+def test_a_strangers_model_trains_without_an_adapter_of_its_own(tmp_path: Path) -> None:
+    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
+    settings = config("bench2drive", "grpo")
+    model = settings.model.model_copy(update={"name": "my_vla", "options": {"dim": 16}})
+    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
+    algorithm = settings.algorithm.model_copy(update={"entropy_coef": 0.0})
+    settings = settings.model_copy(update={"model": model, "training": training, "algorithm": algorithm})
+    folder = finished(run(settings, tmp_path))
+    assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
+    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000001"))
+    assert changed(start, last) > 1e-5
+
+
+def test_ppo_in_bench2drive(tmp_path: Path) -> None:
     folder = finished(run(config("bench2drive", "ppo"), tmp_path))
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]

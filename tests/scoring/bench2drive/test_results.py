@@ -289,6 +289,14 @@ def test_official_smoothness_is_the_scripts_with_its_quirks(seed: int, frames: i
     )
 
 
+def test_each_second_is_unwrapped_by_itself() -> None:
+    """A yaw rate that falls by more than pi degrees a second in a tick is a "turn" to the script, but only within its chunk."""
+    still, pose = np.zeros(60), np.zeros((60, 3))
+    turning = np.radians(np.concatenate([np.linspace(0.0, 6.0, 15), np.zeros(45)]))
+    assert comfort.official(still, still, turning) == pytest.approx(2.0 / 3.0)
+    assert their_smoothness(metric_info(pose, still, still, turning)) == pytest.approx(2.0 / 3.0)
+
+
 def test_the_corrected_smoothness_is_another_number() -> None:
     still = np.zeros(100)
     turning = np.full(100, np.radians(20.0))  # 20 degrees a second: 0.35 rad/s, well within 0.95

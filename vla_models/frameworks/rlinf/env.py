@@ -18,8 +18,9 @@ from torch import Tensor
 from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError
 from vla_models.frameworks.environments import make_vector_env
-from vla_models.frameworks.episodes import Episodes
+from vla_models.frameworks.episodes import Episodes, Row
 from vla_models.frameworks.observations import ObservationLayout
+from vla_models.inputs import VLASpec
 from vla_models.training.checkpoint import data_order
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class RLinfEnvAdapter:
 
     Args:
         cfg: RLinf's ``env.train`` or ``env.eval``; ``init_params`` has ``config`` (path of the run's config.yaml), ``part``
-            ("train" or "heldout") and ``first_round`` (rollouts that were done before the run was resumed).
+            ("train" or "heldout"), ``spec`` (what the model's ``VLASpec`` says of its plans) and ``first_round`` (rollouts that
+            were done before the run was resumed).
         num_envs: rows of this process and pipeline stage.
         seed_offset: which of the processes and stages this is.
         total_num_processes: how many there are.
@@ -58,14 +60,14 @@ class RLinfEnvAdapter:
         self.round = self._first_round = int(cfg.init_params.first_round)
         self._started_episodes = 0
         self.is_start = True  # RLinf sets it
-        self.env: VectorEnv = self.make_env(self.config, self.part, self.num_envs)
+        self.env: VectorEnv = self.make_env(self.config, self.part, self.num_envs, VLASpec(**cfg.init_params.spec))
         self.layout = ObservationLayout.of(self.env.single_observation_space)
-        self.episodes = Episodes(self.env, self._next_scene if self.auto_reset else None)
+        self.episodes = Episodes(self.env, self._next_scene if self.auto_reset else None, invalid=self.config.reward.invalid)
 
     @classmethod
-    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int) -> VectorEnv:
-        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes)."""
-        return make_vector_env(config, part, num_envs)
+    def make_env(cls, config: VLAConfig, part: Literal["train", "heldout"], num_envs: int, spec: VLASpec) -> VectorEnv:
+        """The environment: ``num_envs`` rows, with ``tokens`` (names of its scenes); its plans are made as ``spec`` says."""
+        return make_vector_env(config, part, num_envs, spec)
 
     # -- what RLinf calls ------------------------------------------------------------------------------------------------
 
@@ -80,13 +82,15 @@ class RLinfEnvAdapter:
     def chunk_step(self, chunk_actions: Any) -> tuple[list[dict[str, Any]], Tensor, Tensor, Tensor, list[dict[str, Any]]]:
         """Execute plans [N, 1, 3·T]; returns observations, rewards, terminations, truncations ([N, 1] each) and infos.
 
-        A reward is NaN where the world failed: ``advantages`` takes those episodes out. ``infos`` has every total of
-        ``Episodes`` under "episode"; where rows reset by themselves, also "final_info" and "final_observation".
+        A plan of NaN is an answer that is none (``RLinfPolicy``). A reward is NaN where the world failed: ``advantages`` takes
+        those episodes out. ``infos`` has every total of ``Episodes`` under "episode"; where rows reset by themselves, also
+        "final_info" and "final_observation".
         """
         actions = np.asarray(chunk_actions, dtype=np.float32)
         if actions.ndim != 3 or actions.shape[:2] != (self.num_envs, 1) or actions.shape[2] % 3:
             raise ConfigError(f"RLinf sent actions of shape {actions.shape}; one plan is one action: [{self.num_envs}, 1, 3·T]")
-        step = self.episodes.decide(actions.reshape(self.num_envs, -1, 3))
+        planned: Row = ~np.asarray(np.isnan(actions).all(axis=(1, 2)), dtype=np.bool_)
+        step = self.episodes.decide(actions.reshape(self.num_envs, -1, 3), planned)
         observation = self._pack(step.observation)
         episode = {name: torch.from_numpy(values) for name, values in step.totals.items()}
         info: dict[str, Any] = {"episode": episode}

@@ -12,14 +12,14 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 import vla_models
-from vla_models.errors import DivergenceError, MissingDependency, NotImplementedByModel
+from vla_models.errors import MissingDependency
 from vla_models.frameworks.observations import ObservationLayout
+from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.rlinf import native as native_config
 from vla_models.frameworks.rlinf import runner
@@ -27,19 +27,14 @@ from vla_models.frameworks.rlinf.compat import installed
 from vla_models.frameworks.rlinf.plugin import EXT_MODULE
 from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.frameworks.user_code import SOURCES, sources_of
-from vla_models.inputs import VLAInput
 from vla_models.model_registry import VLAModelRegistry
-from vla_models.training.trainer import REPLAY_TOLERANCE
+from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
-    from vla_models.interface import VLAInterface
 
 log = logging.getLogger(__name__)
-
-PROBED: Final = 8
-"""Training scenes on which the model is tried to learn how large its records are."""
 
 
 def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
@@ -125,8 +120,8 @@ def _check(config: VLAConfig) -> None:
         config,
         Path(),
         Path(),
-        horizon=1,
-        max_decisions=decisions or native_config.PPO_DECISIONS,
+        spec=PLANS,
+        max_decisions=decisions or config.training.decisions_per_step,
         observation=ObservationLayout({}, {}, False),
         record=RecordLayout({}, 1),
         devices=devices,
@@ -137,67 +132,22 @@ def _check(config: VLAConfig) -> None:
 def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
     """The native configuration, checked."""
     adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "rlinf")
-    observation, layout, decisions = lay_out(config, record.model, adapter)
+    layout = lay_out(config, record.model, adapter.make_env)
     devices, done = torch.cuda.device_count(), record.done()
     settings = native_config.make(
         config,
         record.path,
         record.start,
-        horizon=record.model.spec.horizon,
-        max_decisions=adapter.decisions or decisions,
-        observation=observation,
-        record=layout,
+        spec=record.model.spec,
+        max_decisions=adapter.decisions or layout.max_decisions,
+        observation=layout.observation,
+        record=layout.record,
         devices=devices,
         resume=runner.checkpoint_folder(record.path, done) if done else None,
         done=done,
     )
     native_config.check(settings, devices)
     return settings
-
-
-def lay_out(config: VLAConfig, model: VLAInterface, adapter: Any) -> tuple[ObservationLayout, RecordLayout, int]:
-    """How observations and records are packed, and the most decisions of an episode, from a few training scenes."""
-    env = adapter.make_env(config, "train", PROBED)
-    try:
-        observation, _ = env.reset(options={"scenes": [env.tokens[i % len(env.tokens)] for i in range(PROBED)]})
-        model.eval()
-        samples = []
-        generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
-        for row in VLAInput.batch(observation):
-            prediction = model.predict(
-                [row], temperature=config.algorithm.temperature, top_p=config.algorithm.top_p, generator=generator
-            )
-            if prediction.record is None or prediction.logprobs is None:
-                raise NotImplementedByModel(
-                    f"{type(model).__name__} cannot be trained: its predict returns no record and logprobs (see docs/models.md)"
-                )
-            _check_replay(config, model, prediction.record, prediction.logprobs)
-            samples.append((prediction.record, prediction.logprobs))
-        return (
-            ObservationLayout.of(env.single_observation_space),
-            RecordLayout.of(samples),
-            int(getattr(env, "max_decisions", 1)),
-        )
-    finally:
-        env.close()
-
-
-def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> None:
-    """Refuse a model that does not recompute what it sampled with or lacks what the algorithm asks for."""
-    ppo, entropy = config.algorithm.name == "ppo", config.algorithm.entropy_coef > 0.0
-    with torch.no_grad():
-        out = model.evaluate_actions(record, entropy=entropy, values=ppo)
-    name = type(model).__name__
-    if entropy and "entropy" not in out:
-        raise NotImplementedByModel(f"algorithm.entropy_coef: {name} has no entropy; set it to 0")
-    if ppo and "values" not in out:
-        raise NotImplementedByModel(f"algorithm.name: ppo needs state values, and {name}.evaluate_actions gives none; use grpo")
-    error = (out["logprobs"] - logprobs.to(out["logprobs"]))[out["mask"]].abs().max().item()
-    if error > REPLAY_TOLERANCE:
-        raise DivergenceError(
-            f"before any update the log-probabilities differ by {error:.2g}; {name}.evaluate_actions does not recompute what "
-            "predict sampled with"
-        )
 
 
 def _remember_sources(config: VLAConfig) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla_models.errors import ConfigError, NotImplementedByModel, VLAModelsError
+from vla_models.errors import ConfigError, NotImplementedByModel
 from vla_models.frameworks.observations import ObservationLayout, Packed
 from vla_models.frameworks.records import RecordLayout, unpack
 from vla_models.frameworks.rlinf.compat import find
@@ -141,6 +141,8 @@ class RLinfPolicy(nn.Module, BasePolicy):
 
         RLinf goes on asking when episodes are over, and once more after a rollout's last decision, for values alone. Where all
         rows are over the model is not run: the last decision is said again (RLinf masks it out) and the value is 0.
+
+        An answer that is no plan is sent as NaN, which the environment's adapter rewards as ``reward.invalid`` says.
         """
         over, packed = self._read(env_obs)
         rows = len(over)
@@ -156,12 +158,10 @@ class RLinfPolicy(nn.Module, BasePolicy):
         if do_sample:
             options |= {"temperature": float(temperature), "top_p": float(top_p), "generator": self._random()}
         prediction = self.model.predict(inputs, deterministic=not do_sample, num_samples=group, **options)
-        if prediction.valid is not None and not prediction.valid.all():
-            raise VLAModelsError(
-                f"{int((~prediction.valid).sum())} of {rows} answers of {type(self.model).__name__} are no plans, and this "
-                "adapter cannot leave them out; let the model write action tokens, or train it with framework: local"
-            )
-        plans = torch.from_numpy(np.ascontiguousarray(prediction.waypoints)).reshape(rows, 1, self.action_dim)
+        waypoints = prediction.waypoints  # finite, a VLAPrediction sees to it
+        if prediction.valid is not None:
+            waypoints = np.where(np.asarray(prediction.valid)[:, None, None], waypoints, np.nan)
+        plans = torch.from_numpy(np.ascontiguousarray(waypoints, dtype=np.float32)).reshape(rows, 1, self.action_dim)
         if not do_sample:
             return plans, {"prev_logprobs": None, "prev_values": None, "forward_inputs": {}}
         if prediction.record is None or prediction.logprobs is None:
@@ -176,7 +176,7 @@ class RLinfPolicy(nn.Module, BasePolicy):
             if prediction.values is None:
                 raise NotImplementedByModel(f"{type(self.model).__name__} cannot be trained with ppo: predict gives no values")
             values = prediction.values.detach().float().cpu().reshape(rows, 1)
-        forward_inputs = {**inputs_of_actor, "action": plans.reshape(rows, -1)}
+        forward_inputs = {**inputs_of_actor, "action": plans.reshape(rows, -1).nan_to_num()}
         self._last = {"prev_logprobs": logprobs, "prev_values": values, "forward_inputs": forward_inputs}
         return plans, dict(self._last)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vla_models.errors import ConfigError
+from vla_models.frameworks.options import merged
+from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
 
 if TYPE_CHECKING:
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
 
 ADVANTAGES: Final = ("vla_grpo", "vla_grpo_centred", "gae")
 """adv_types that leave invalid episodes out (``advantages``)."""
-PPO_DECISIONS: Final = 16
-"""Decisions of each row in a PPO update where episodes have no fixed length."""
-PPO_NUMBERS: Final = {"gamma": 0.99, "gae_lambda": 0.95, "value_clip": 0.2, "huber_delta": 10.0}
+PPO_NUMBERS: Final = {"value_clip": 0.2, "huber_delta": 10.0}
 """What RLinf's own examples use for PPO (examples/embodiment/config)."""
 
 
@@ -34,7 +34,7 @@ def make(
     folder: Path,
     start: Path,
     *,
-    horizon: int,
+    spec: VLASpec,
     max_decisions: int,
     observation: ObservationLayout,
     record: RecordLayout,
@@ -48,7 +48,7 @@ def make(
         config: what the user wrote.
         folder: the run's folder (it holds config.yaml).
         start: checkpoint that the model is loaded from.
-        horizon: T, poses in a plan.
+        spec: the model's.
         max_decisions: most decisions of an episode.
         observation: how observations are packed.
         record: the fixed shapes of records.
@@ -58,7 +58,7 @@ def make(
     algorithm, training = config.algorithm, config.training
     ppo, one_decision = algorithm.name == "ppo", max_decisions == 1
     plans = training.scenes_per_step * algorithm.group_size
-    decisions = max_decisions if one_decision or not ppo else min(PPO_DECISIONS, max_decisions)
+    decisions = max_decisions if one_decision or not ppo else min(training.decisions_per_step, max_decisions)
     everywhere = f"0-{devices - 1}" if devices else "0:0-0"
     heldout_rows = config.environment.heldout_scenes if one_decision else plans
 
@@ -69,6 +69,7 @@ def make(
                 "id": f"vla_models/{config.environment.type}",
                 "config": str((folder / "config.yaml").resolve()),
                 "part": part,
+                "spec": {"horizon": spec.horizon, "dt": spec.dt, "controller": spec.controller},
                 "first_round": done if part == "train" else 0,
             },
             "total_num_envs": rows,
@@ -119,7 +120,8 @@ def make(
             "clip_ratio_low": algorithm.clip_low,
             "clip_ratio_high": algorithm.clip_high,
             **PPO_NUMBERS,
-            **({"gamma": 1.0, "gae_lambda": 1.0} if one_decision else {}),
+            "gamma": 1.0 if one_decision else algorithm.gamma,
+            "gae_lambda": 1.0 if one_decision else algorithm.gae_lambda,
         },
         "env": {
             "group_name": "EnvGroup",
@@ -157,7 +159,7 @@ def make(
                 "is_lora": False,
                 "add_value_head": ppo,
                 "num_action_chunks": 1,
-                "action_dim": 3 * horizon,
+                "action_dim": 3 * spec.horizon,
                 "vla": {
                     "name": config.model.name,
                     "seed": config.seed,
@@ -200,15 +202,6 @@ def make(
     if isinstance(cluster, Mapping) and "component_placement" in cluster:  # its keys can be lists of parts: not mergeable
         made["cluster"]["component_placement"] = {}
     return merged(made, options)
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` put over it, dict by dict."""
-    out = dict(base)
-    for key, value in changes.items():
-        inner = out.get(key)
-        out[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 def check_config(config: VLAConfig) -> None:

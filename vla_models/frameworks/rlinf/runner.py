@@ -195,14 +195,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def episode_means(data: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """RLinf's means over episodes -> means over the valid ones, and ``invalid``, how many were not.
+    """RLinf's means over episodes -> means over the valid ones, ``invalid``: how many were not, and ``invalid_answers``: how
+    many answers were no plans.
 
     Invalid episodes have 0 in every total (``Episodes``), so RLinf's mean is too small by the share that is valid.
     """
     raw = {key.removeprefix(prefix): float(value) for key, value in data.items() if key.startswith(prefix)}
     episodes, share = raw.pop("num_trajectories", 0.0), raw.pop("valid", 1.0)
+    answers = round(episodes * raw.pop("invalid_answers", 0.0))
     means = {name: value / share for name, value in raw.items()} if share > 0 else {}
-    return {**means, "invalid": round(episodes * (1.0 - share))}
+    return {**means, "invalid": round(episodes * (1.0 - share)), "invalid_answers": answers}
 
 
 def row_of(logged: Mapping[str, Any], step: int) -> dict[str, Any]:

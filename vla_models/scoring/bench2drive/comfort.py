@@ -3,8 +3,8 @@
 Source: Bench2Drive 0.0.4, ``tools/efficiency_smoothness_benchmark.py``. An episode is cut into chunks of 20 frames; a chunk
 is smooth if all of six quantities stay within nuPlan's bounds; the score is the share of smooth chunks. Quirks that
 ``official`` keeps: frames are 0.05 s apart, the derivatives take 0.1 s; the yaw "acceleration" is the smoothed yaw rate; the
-yaw rate is in degrees and compared with bounds in radians, after an unwrapping meant for angles; the rest behind the last
-whole chunk is not looked at.
+yaw rate is in degrees and compared with bounds in radians, after an unwrapping meant for angles, chunk by chunk; the rest
+behind the last whole chunk is not looked at.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ def official(longitudinal: FloatArray, lateral: FloatArray, yaw_rate: FloatArray
 
     Accelerations [T] in the ego's axes, m/s2; yaw rate [T] in rad/s (turned into CARLA's degrees here).
     """
-    degrees = np.degrees(yaw_rate)
-    turns = np.round(np.diff(degrees, prepend=degrees[:1]) / (2.0 * np.pi))
-    unwrapped = degrees - 2.0 * np.pi * np.cumsum(turns)
-    return _share(longitudinal, lateral, unwrapped, corrected=False)
+    return _share(longitudinal, lateral, np.degrees(yaw_rate), corrected=False)
 
 
 def corrected(longitudinal: FloatArray, lateral: FloatArray, yaw_rate: FloatArray) -> float:
@@ -65,6 +62,9 @@ def _share(longitudinal: FloatArray, lateral: FloatArray, yaw_rate: FloatArray, 
     along, across, turning = (
         np.asarray(part, dtype=np.float64)[: rows * size].reshape(rows, size) for part in (longitudinal, lateral, yaw_rate)
     )
+    if not corrected:
+        turns = np.round(np.diff(turning, axis=1, prepend=turning[:, :1]) / (2.0 * np.pi))
+        turning = turning - 2.0 * np.pi * np.cumsum(turns, axis=1)
     smooth, derive = _filters(size, TICK_SECONDS if corrected else DT)
     rate = turning @ smooth
     along_smooth = along @ smooth

@@ -1,0 +1,135 @@
+"""A token server for tests: what vLLM is to verl on a GPU, with transformers on a CPU. Loaded beside ``cpu_shim``.
+
+It completes token by token, without a cache, and samples from the whole vocabulary, as verl's own servers do. transformers'
+processor for Qwen2.5-VL needs torchvision because of its videos; here its class is built by hand from the real parts for
+pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.qwen2_5_vl import Qwen2_5_VLModel, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
+
+from vla_models.frameworks.verl.rollout import DrivingReplica, DrivingRollout
+
+NAME = "cpu_tokens"
+
+
+class NoVideos:
+    """Stands in the processor's place for videos, and says nothing."""
+
+    _auto_class = None
+
+    def __init__(self) -> None:
+        pass
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+    def save_pretrained(self, *_: Any, **__: Any) -> list[str]:
+        return []
+
+
+def processor(path: str, **_: Any) -> Any:
+    """As verl.utils.hf_processor."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(path)
+    Qwen2_5_VLProcessor.check_argument_for_proper_class = lambda *_: None
+    made = Qwen2_5_VLProcessor(pictures, tokenizer, NoVideos(), chat_template=tokenizer.chat_template)
+    made.config = transformers.AutoConfig.from_pretrained(path)
+    for name in ("get_rope_index", "get_vision_position_ids"):
+        if hasattr(Qwen2_5_VLModel, name):
+            setattr(made, name, getattr(Qwen2_5_VLModel, name).__get__(made))
+    return made
+
+
+def positions(made: Any, ids: Tensor, grid: Tensor) -> Tensor:
+    """[4, 1, L] positions of the text and of the pictures, as verl computes them (AgentLoopWorker._compute_position_ids)."""
+    mask = torch.ones_like(ids)
+    kinds = (ids == made.image_token_id).long()
+    seen, _ = made.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask)
+    return torch.cat([torch.arange(ids.shape[1]).view(1, 1, -1), seen])
+
+
+class TokenServer:
+    """Completes prompts with a transformers model."""
+
+    def __init__(self, path: str, seed: int = 0) -> None:
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.processor = processor(path)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.version: int | None = None
+
+    async def generate(
+        self, request_id: str, prompt_ids: list[int], sampling_params: Mapping[str, Any], image_data: Any = None, **_: Any
+    ) -> TokenOutput:
+        return await asyncio.to_thread(self._complete, prompt_ids, sampling_params, image_data)
+
+    @torch.no_grad()
+    def _complete(self, prompt_ids: list[int], sampling: Mapping[str, Any], images: Any) -> TokenOutput:
+        seen = self.processor.image_processor(images=images, return_tensors="pt")
+        ids, logprobs = list(prompt_ids), []
+        for _ in range(sampling["max_tokens"]):
+            row = torch.tensor([ids])
+            places = positions(self.processor, row, seen["image_grid_thw"])
+            out = self.model(input_ids=row, position_ids=places, use_cache=False, **seen)
+            logits = out.logits[0, -1].float()
+            if not sampling["temperature"]:
+                ids.append(int(logits.argmax()))
+                logprobs.append(0.0)
+                continue
+            found = (logits / sampling["temperature"]).log_softmax(-1)
+            ids.append(int(torch.multinomial(found.exp(), 1, generator=self.generator)))
+            logprobs.append(float(found[ids[-1]]))
+            if ids[-1] == self.processor.tokenizer.eos_token_id:
+                break
+        return TokenOutput(
+            token_ids=ids[len(prompt_ids) :], log_probs=logprobs, stop_reason="completed",
+            extra_fields={"global_steps": self.version},
+        )  # fmt: skip
+
+    async def load(self, weights: Mapping[str, Tensor], version: int | None) -> None:
+        missing, unexpected = self.model.load_state_dict(dict(weights), strict=False)
+        assert not unexpected, unexpected[:3]
+        assert set(missing) <= {"lm_head.weight"}, missing[:3]
+        self.version = version
+
+    async def state(self) -> dict[str, Any]:
+        return {"version": self.version}
+
+    async def nothing(self, *_: Any, **__: Any) -> None:
+        pass
+
+    sleep = wake_up = abort_all_requests = resume_generation = clear_kv_cache = release_kv_cache = resume_kv_cache = nothing
+    start_profile = stop_profile = nothing
+
+
+class TokenReplica(DrivingReplica):
+    server_class = TokenServer
+
+    def server_arguments(self) -> tuple[Any, ...]:
+        return (self.model_config.path,)
+
+
+class TokenRollout(DrivingRollout):
+    names = staticmethod(dict)
+
+
+def register() -> None:
+    import verl.workers.config.model as config
+
+    config.hf_processor = processor
+    _ROLLOUT_REGISTRY[NAME, "async"] = "cpu_tokens.TokenRollout"
+    RolloutReplicaRegistry.register(NAME, lambda: TokenReplica)
+
+
+register()
