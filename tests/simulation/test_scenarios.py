@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str, int, float]] = {
     "HighwayCutIn": ("Town06", 2, 8.0),
     "HighwayExit": ("Town04", 2, 6.0),
     "InterurbanActorFlow": ("Town04", 4, 8.0),
-    "InterurbanAdvancedActorFlow": ("Town06", 4, 8.0),
+    "InterurbanAdvancedActorFlow": ("Town06", 0, 8.0),
     "InvadingTurn": ("Town05", 0, 8.0),
     "MergerIntoSlowTraffic": ("Town04", 0, 8.0),
     "MergerIntoSlowTrafficV2": ("Town06", 0, 8.0),

@@ -37,7 +37,7 @@ RECIPES: Final = {
     "HighwayCutIn": Recipe("any", other="merge"),
     "HighwayExit": Recipe("stretch", "two", other="beside"),
     "InterurbanActorFlow": Recipe("left", "free", other="cross"),
-    "InterurbanAdvancedActorFlow": Recipe("left", other="merge"),
+    "InterurbanAdvancedActorFlow": Recipe("left", "free", other="merge"),
     "InvadingTurn": Recipe("stretch", "oncoming"),
     "MergerIntoSlowTraffic": Recipe("any", other="merge"),
     "MergerIntoSlowTrafficV2": Recipe("any", other="merge"),
