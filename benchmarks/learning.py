@@ -6,7 +6,7 @@
 
 Each seed is a whole run of ``vla-models train`` in its own process; ``--jobs 2`` has two at a time, each with its share of the
 cores (a small model gains little from a second core, so that is the quicker way through several seeds). Prints the held-out
-means of every seed beside constant velocity and PDM-Closed on the same scenes, and writes
+means of every seed beside the baselines on the same scenes or routes, and writes
 ``benchmarks/results/learning_<config>.json`` (``…_<framework>.json`` with one named), which README and docs quote. Not part
 of CI: it takes as long as the runs take. Where a framework has no CPU path and this machine no accelerator, the tests' shim
 is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
@@ -15,6 +15,7 @@ is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ from statistics import mean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("constant_velocity", "imitation", "rl", "pdm_closed")
+LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
 
 def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str, Any]:
@@ -48,20 +49,27 @@ def on_cpu(framework: str) -> bool:
     folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
     if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
         return False
-    os.environ |= json.loads((folder / "cpu_shim.json").read_text())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    variables = folder / "cpu_shim.json"
+    if variables.exists():
+        os.environ |= json.loads(variables.read_text())
+    else:  # they name the file's own place
+        sys.path.insert(0, str(folder))
+        os.environ |= importlib.import_module("cpu_shim").environment()
     return True
 
 
 def table(summaries: list[dict[str, Any]]) -> str:
-    """A Markdown table: a row a seed, and the means."""
+    """A Markdown table: a row a seed, and the means. NavSim's scores are 0 to 1, Bench2Drive's driving scores 0 to 100."""
+    columns = list(summaries[0]["heldout"])
+    digits = 1 if summaries[0]["env"] == "bench2drive" else 3
     lines = [
-        "| seed | constant velocity | imitation | RL | PDM-Closed | RL - imitation | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| seed | " + " | ".join(LABELS.get(c, c.replace("_", " ")) for c in columns) + " | RL - imitation | minutes |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for label, rows in [*((str(s["seed"]), [s]) for s in summaries), ("mean", summaries)]:
-        held = {c: mean(r["heldout"][c] for r in rows) for c in COLUMNS}
-        cells = [f"{held[c]:.3f}" for c in COLUMNS] + [f"{held['rl'] - held['imitation']:+.3f}"]
+        held = {c: mean(r["heldout"][c] for r in rows) for c in columns}
+        cells = [f"{held[c]:.{digits}f}" for c in columns] + [f"{held['rl'] - held['imitation']:+.{digits}f}"]
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {mean(r['wall_s'] for r in rows) / 60:.1f} |")
     return "\n".join(lines)
 

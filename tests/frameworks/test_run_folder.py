@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,9 +82,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert run.done() == 0
 
 
-def test_other_environments_start_from_a_model_and_keep_the_frameworks_evaluation(tmp_path: Path) -> None:
-    toy = ["environment.type=bench2drive", "reward.type=driving", "reward.weights={success: 1.0}"]
-    with pytest.raises(ConfigError, match=r"training\.imitation\.steps: the warm start imitates PDM-Closed in navsim"):
+def test_other_environments_start_from_a_model_and_keep_the_frameworks_evaluation(tmp_path: Path, registry: Any) -> None:
+    registry.register_env_adapter("my_city", "rlinf", object)
+    toy = ["environment.type=my_city"]
+    with pytest.raises(ConfigError, match=r"training\.imitation\.steps: there is nobody to imitate in my_city"):
         FrameworkRun(config(tmp_path, *toy)).prepare()
     settings = config(tmp_path, *toy, "training.imitation.steps=0")
     run = FrameworkRun(settings)

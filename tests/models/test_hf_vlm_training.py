@@ -13,6 +13,7 @@ from vla_models.config import VLAConfig
 from vla_models.interface import VLAForDriving
 from vla_models.model_registry import create_model
 from vla_models.training.metrics import read_metrics
+from vla_models.training.navsim_practice import NavSimPractice
 from vla_models.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,7 +35,8 @@ def run(folder: Path, **model: Any) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     scenes = visible_scenes(6)
-    Trainer(config, folder, create_model("hf_vlm", **config.model.arguments()), scenes[:4], scenes[4:]).run()
+    practice = NavSimPractice(config, scenes[:4], scenes[4:])
+    Trainer(config, folder, create_model("hf_vlm", **config.model.arguments()), practice).run()
     return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(folder)]
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vla_models.training.objective import (
+    discounted_returns,
+    generalised_advantages,
     group_advantages,
     kl_to_reference,
     masked_mean,
+    normalised,
     policy_terms,
     value_advantages,
     value_loss,
@@ -40,6 +45,7 @@ def test_invalid_decisions_count_for_nothing() -> None:
 @given(st.integers(2, 8), st.floats(0.1, 50.0), st.floats(-20.0, 20.0), st.integers(0, 10**6))
 def test_group_advantages_ignore_scale_and_offset(size: int, scale: float, offset: float, seed: int) -> None:
     rewards = torch.rand(3, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assume((rewards.std(dim=1) > 0.01).all())  # for nearly equal rewards the constant beside the deviation is not small
     valid = torch.ones_like(rewards, dtype=torch.bool)
     plain = group_advantages(rewards, valid)
     assert torch.allclose(plain, group_advantages(scale * rewards + offset, valid), atol=1e-3)
@@ -109,3 +115,42 @@ def test_value_loss_and_its_advantages() -> None:
     assert torch.equal(values.grad, torch.tensor([-0.5, 0.0, 0.0]))
     normal = value_advantages(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3), torch.ones(3, dtype=torch.bool))
     assert torch.allclose(normal, torch.tensor([-1.0, 0.0, 1.0]), atol=1e-5)
+
+
+def decisions(seed: int, steps: int, rows: int) -> tuple[Any, ...]:
+    random = np.random.default_rng(seed)
+    numbers = [random.normal(size=(steps, rows)).astype(np.float32) for _ in range(3)]
+    return (*numbers, random.random((steps, rows)) < 0.25)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.floats(0.1, 1.0), st.floats(0.0, 1.0))
+def test_generalised_advantages_are_the_weighted_sum_of_the_definition(seed: int, steps: int, gamma: float, lam: float) -> None:
+    rewards, values, following, ended = decisions(seed, steps, 3)
+    found = generalised_advantages(rewards, values, following, ended, gamma, lam)
+    for row in range(3):
+        for t in range(steps):
+            total, weight = 0.0, 1.0
+            for k in range(t, steps):
+                total += weight * float(rewards[k, row] + gamma * following[k, row] - values[k, row])
+                if ended[k, row]:
+                    break
+                weight *= gamma * lam
+            assert found[t, row] == pytest.approx(total, abs=1e-4)
+
+
+def test_with_lambda_one_and_zero_values_the_advantage_is_the_return() -> None:
+    rewards, values, _, ended = decisions(0, 6, 4)
+    nothing = np.zeros_like(values)
+    returns = discounted_returns(rewards, ended, 0.9)
+    assert np.allclose(generalised_advantages(rewards, nothing, nothing, ended, 0.9, 1.0), returns, atol=1e-5)
+    whole = discounted_returns(np.ones((3, 1), np.float32), np.zeros((3, 1), bool), 0.5)
+    assert whole[:, 0].tolist() == [1.75, 1.5, 1.0]
+    cut = discounted_returns(np.ones((3, 1), np.float32), np.array([[True], [False], [True]]), 0.5)
+    assert cut[:, 0].tolist() == [1.0, 1.5, 1.0]
+
+
+def test_normalised_leaves_out_what_is_invalid() -> None:
+    valid = torch.tensor([True, False, True, True])
+    found = normalised(torch.tensor([1.0, math.nan, 2.0, 3.0]), valid)
+    assert torch.allclose(found, torch.tensor([-1.0, 0.0, 0.0, 1.0]), atol=1e-5)

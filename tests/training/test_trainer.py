@@ -25,6 +25,7 @@ from vla_models.interface import VLAForDriving, VLAInterface
 from vla_models.models.tiny_vla import TinyVLA
 from vla_models.scoring.rewards import METRICS, Reward
 from vla_models.training.metrics import MetricsLog, read_metrics
+from vla_models.training.navsim_practice import NavSimPractice
 from vla_models.training.trainer import Trainer
 
 IMITATION, STEPS = 5, 4
@@ -51,7 +52,7 @@ def trainer(run_dir: Path, *overrides: str, model: VLAInterface | None = None, i
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(init)
     scenes = visible_scenes(6)
-    return Trainer(config, run_dir, model or TinyVLA(**config.model.options), scenes[:4], scenes[4:])
+    return Trainer(config, run_dir, model or TinyVLA(**config.model.options), NavSimPractice(config, scenes[:4], scenes[4:]))
 
 
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
@@ -271,7 +272,7 @@ class Failing(Reward):
 def test_invalid_episodes_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("training.imitation.steps=0", "algorithm.kl_coef=0.0", "algorithm.group_size=6")
     some = trainer(tmp_path / "some", *options, model=Tabular())
-    some.env.reward = Failing()
+    some.practice.env.reward = Failing()
     some.run()
     rows = [row for row in read_metrics(tmp_path / "some") if row["phase"] == "rl"]
     assert [row["invalid"] for row in rows] == [4] * STEPS
@@ -279,7 +280,7 @@ def test_invalid_episodes_are_left_out_and_counted(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Failing, "nth", 1)
     none = trainer(tmp_path / "none", *options, model=Tabular())
-    none.env.reward = Failing()
+    none.practice.env.reward = Failing()
     with pytest.raises(SceneError, match="rl step 1: the scorer had a number for none of 12 plans"):
         none.run()
 
@@ -310,9 +311,9 @@ def test_a_number_that_is_not_finite_never_reaches_the_log(tmp_path: Path) -> No
 def test_what_cannot_be_trained_is_named_before_anything_is_done(tmp_path: Path) -> None:
     scenes = visible_scenes(6)
     with pytest.raises(SceneError, match="train_scenes"):
-        Trainer(tiny_config(), tmp_path, Tabular(), [], scenes)
+        NavSimPractice(tiny_config(), [], scenes)
     with pytest.raises(SceneError, match="heldout_scenes"):
-        Trainer(tiny_config(), tmp_path, Tabular(), scenes, [])
+        NavSimPractice(tiny_config(), scenes, [])
     with pytest.raises(NotImplementedByModel, match="Tabular cannot imitate"):
         trainer(tmp_path, model=Tabular()).run()
 

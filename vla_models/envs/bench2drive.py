@@ -165,6 +165,7 @@ class Bench2DriveEnv(VectorEnv):
         height, width = image_size
         specs = bench2drive_cameras(width, height, tuple(cameras), rear_axle=REAR_TO_CENTER)
         self._cameras = RouteCameras(specs, keep=num_envs)
+        self._pictures: dict[str, npt.NDArray[np.uint8]] | None = None
 
         pictures: dict[str, spaces.Space[Any]] = {
             spec.name: spaces.Box(0, 255, (spec.height, spec.width, 3), np.uint8) for spec in specs
@@ -219,7 +220,7 @@ class Bench2DriveEnv(VectorEnv):
             for n, i in zip(rows.tolist(), chosen.tolist(), strict=True):
                 self.world.reset(n, episodes[i])
                 self._standings[n] = standing(self.world.record(n))
-        return self._observe(), {"scene": [self.tokens[i] for i in self._indices]}
+        return self._observe(rows.tolist()), {"scene": [self.tokens[i] for i in self._indices]}
 
     def step(self, actions: npt.ArrayLike) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Drive the first ``ticks`` ticks of plans [N, T, 3]; see the class for what comes back."""
@@ -258,7 +259,7 @@ class Bench2DriveEnv(VectorEnv):
             "valid": valid,
             "results": results,
         }
-        return self._observe(), rewards, done & ~late, done & late, info
+        return self._observe(np.flatnonzero(running).tolist()), rewards, done & ~late, done & late, info
 
     def record(self, row: int) -> EpisodeRecord:
         """What has happened in a row so far: its events and its log of 20 rows a second."""
@@ -301,22 +302,24 @@ class Bench2DriveEnv(VectorEnv):
         self._indices[at] = indices
         for n in at:
             self._standings[n] = standing(self._world.record(n))
-        return self._observe()
+        return self._observe(at)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the cameras' buffers."""
         self._cameras.close()
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self, changed: Sequence[int]) -> dict[str, Any]:
+        """What all rows see; only those that have ``changed`` since the last look are drawn anew."""
         world = self.world
         routes = [self.routes[i] for i in self._indices]
+        self._pictures = self._cameras.draw(world, routes, changed, self._pictures)
         command = np.empty(self.num_envs, dtype=np.int64)
         for n, (i, progress) in enumerate(zip(self._indices.tolist(), world.progress, strict=True)):
             if i not in self._commands:
                 self._commands[i] = route_commands(self.routes[i])
             command[n] = self._commands[i][min(int(progress), len(self._commands[i]) - 1)]
         return {
-            "images": self._cameras.draw(world, routes),
+            "images": {name: part.copy() for name, part in self._pictures.items()},
             "ego": ego_features(world),
             "route": route_ahead(world),
             "command": command,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -118,19 +118,36 @@ class RouteCameras:
         self._rig: Rig | None = None
         self._views = Prepared(_view, keep)
 
-    def draw(self, world: World, routes: Sequence[Route]) -> dict[str, npt.NDArray[np.uint8]]:
-        """camera -> uint8 [N, H, W, 3]; ``routes``: what each environment drives. Lights of junctions that an episode does
-        not know (no path of it leads there) are drawn red."""
-        images = {spec.name: np.empty((len(world), spec.height, spec.width, 3), np.uint8) for spec in self.specs}
+    def draw(
+        self,
+        world: World,
+        routes: Sequence[Route],
+        rows: Sequence[int] | None = None,
+        before: Mapping[str, npt.NDArray[np.uint8]] | None = None,
+    ) -> dict[str, npt.NDArray[np.uint8]]:
+        """camera -> uint8 [N, H, W, 3]; ``routes``: what each environment drives.
+
+        Only ``rows`` (left out: all) are drawn, the others keep what they saw ``before``. Lights of junctions that an episode
+        does not know (no path of it leads there) are drawn red. Who is nowhere, because its world failed, sees black.
+        """
+        if before is None:
+            images = {spec.name: np.zeros((len(world), spec.height, spec.width, 3), np.uint8) for spec in self.specs}
+        else:
+            images = {name: part.copy() for name, part in before.items()}
         if not images:
             return images
         if self._rig is None:
             self._rig = Rig(self.specs)
-        frames = []
-        for n, route in enumerate(routes):
-            view, lights = self._views(route)
-            frames.append(view.frame(world.ego[n, :3], _actors(world, n), light_states_now(world, n, lights, route.town)))
-        for n in sorted(range(len(frames)), key=lambda k: id(frames[k].ground)):  # rows on one tile need it laid out once
+        frames = {}
+        ego = world.ego
+        for n in range(len(world)) if rows is None else rows:
+            view, lights = self._views(routes[n])
+            if np.isfinite(ego[n]).all():
+                frames[n] = view.frame(ego[n, :3], _actors(world, n), light_states_now(world, n, lights, routes[n].town))
+            else:
+                for part in images.values():
+                    part[n] = 0
+        for n in sorted(frames, key=lambda k: id(frames[k].ground)):  # rows on one tile need it laid out once
             for name, image in self._rig.render(frames[n]).items():
                 images[name][n] = image
         return images

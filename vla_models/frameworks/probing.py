@@ -13,7 +13,7 @@ from vla_models.errors import DivergenceError, NotImplementedByModel
 from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.records import RecordLayout
 from vla_models.inputs import VLAInput
-from vla_models.training.trainer import REPLAY_TOLERANCE
+from vla_models.training.learner import REPLAY_TOLERANCE
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig

@@ -21,6 +21,7 @@ from vla_models.files import atomic_path
 from vla_models.model_registry import create_model
 from vla_models.training.launch import check_same, new_run_dir
 from vla_models.training.metrics import MetricsLog, read_metrics
+from vla_models.training.practice import PRACTISED, make_practice
 from vla_models.training.scenes import build_scenes
 from vla_models.training.trainer import Trainer
 
@@ -63,12 +64,10 @@ class FrameworkRun:
         return self.path / "checkpoints" / "imitation"
 
     def prepare(self) -> None:
-        """Warm start and first evaluation (NavSim), or the configured model as it is (other environments)."""
+        """Warm start and first evaluation, or the configured model as it is in an environment that only the framework knows."""
         config = self.config
-        if config.environment.type == "navsim":
-            self._trainer = Trainer(
-                config, self.path, self.model, build_scenes(config, "train"), build_scenes(config, "heldout")
-            )
+        if config.environment.type in PRACTISED:
+            self._trainer = Trainer(config, self.path, self.model, make_practice(config, self.model.spec, build_scenes))
             rows = [row for row in read_metrics(self.path) if row["phase"] != "imitation" and row["step"] > 0]
             self._trainer.warm_start()
             self._log = MetricsLog(self.path, keep_bytes=(self.path / "metrics.jsonl").stat().st_size)
@@ -76,8 +75,8 @@ class FrameworkRun:
             return
         if config.training.imitation.steps:
             raise ConfigError(
-                f"training.imitation.steps: the warm start imitates PDM-Closed in navsim, not in {config.environment.type}; "
-                "set it to 0 and start from a trained model with model.checkpoint_path"
+                f"training.imitation.steps: there is nobody to imitate in {config.environment.type}, only in "
+                f"{' and '.join(PRACTISED)}; set it to 0 and start from a trained model with model.checkpoint_path"
             )
         if not (self.start / "config.json").exists():
             self.model.save_pretrained(self.start)
@@ -103,7 +102,7 @@ class FrameworkRun:
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """A row of ``metrics.jsonl``; numbers that are not finite are left out (a framework's mean over nothing).
 
-        In NavSim the last evaluation is left to ``finish``, which sees every scene.
+        The last evaluation is left to ``finish``, which sees every scene, where the environment has a local one.
         """
         if phase == "eval" and self._trainer is not None and step == self.config.training.steps:
             return
@@ -125,6 +124,12 @@ class FrameworkRun:
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)
         return folder
+
+    def replace_model(self, model: VLAInterface) -> None:
+        """Go on with another model: the same one around weights that a framework has in another form."""
+        self.model = model
+        if self._trainer is not None:
+            self._trainer.model = model
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put a framework's weights (names as in the model's own state dict) into ``model``."""

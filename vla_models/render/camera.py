@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -187,6 +188,12 @@ class _Triangles:
             primitive.add_consecutive_vertices(0, len(rows))
 
 
+Pieces = Sequence[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.uint8]]]
+"""Painting order, positions [3m, 3], colours [3m, 4]; a list that is never changed."""
+LAID: Final = 128
+"""Grounds that a canvas keeps built."""
+
+
 class Canvas:
     """An offscreen buffer with its scene graph: the road plane, and on the camera's mast the sky, shadows and solids.
 
@@ -225,17 +232,25 @@ class Canvas:
         self._buffer.make_display_region().set_camera(path)
         _Triangles(shared, "backdrop", self._mast, 0, False).fill(*_backdrop())
         self._ground = _Triangles(shared, "ground", self._root, 10, False)
-        self._town = self._root.attach_new_node("town")
+        self._laid: OrderedDict[int, tuple[Pieces, Any]] = OrderedDict()  # the last one is attached
         self._shadows = _Triangles(shared, "shadows", self._mast, 40, False)
         self._solids = _Triangles(shared, "solids", self._mast, 50, True)
 
-    def lay(self, pieces: Sequence[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.uint8]]]) -> None:
-        """Replace the ground that stays: pieces (painting order, positions [3m, 3], colours [3m, 4]); unseen ones cost
-        nothing."""
+    def lay(self, pieces: Pieces) -> None:
+        """Replace the ground that stays; unseen pieces cost nothing. A list that was laid lately need not be built again."""
         with self._shared.lock:
-            self._town.get_children().detach()
+            if self._laid:
+                next(reversed(self._laid.values()))[1].detach_node()
+            if id(pieces) in self._laid:
+                self._laid.move_to_end(id(pieces))
+                self._laid[id(pieces)][1].reparent_to(self._root)
+                return
+            town = self._root.attach_new_node("town")
             for order, pos, rgb in pieces:
-                _Triangles(self._shared, "piece", self._town, 10 + order, False, bounded=True).fill(pos, rgb)
+                _Triangles(self._shared, "piece", town, 10 + order, False, bounded=True).fill(pos, rgb)
+            self._laid[id(pieces)] = pieces, town  # holding the list keeps its id its own
+            if len(self._laid) > LAID:
+                self._laid.popitem(last=False)[1][1].remove_node()
 
     def draw(
         self,

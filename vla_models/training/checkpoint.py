@@ -1,8 +1,9 @@
 """Checkpoints that survive ``kill -9`` at any moment: a folder appears whole or not at all.
 
 ``step-<phase>-<step>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``reference.safetensors`` (frozen weights of
-the KL term) and ``state.json`` (the trainer's progress and the SHA-256 of the others). No pickle. There are no random states
-to save: the trainer draws every number from (seed, phase, step), see ``random_stream``.
+the KL term), ``practice.safetensors`` (where the environment's episodes stand) and ``state.json`` (the trainer's progress and
+the SHA-256 of the others). No pickle. There are no random states to save: the trainer draws every number from (seed, phase,
+step), see ``random_stream``.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Restored:
     optimizer: torch.optim.Optimizer
     reference: dict[str, Tensor]
     """Frozen weights of the KL term by name; empty if there were none."""
+    practice: dict[str, Tensor]
+    """``Practice.state``; empty if there was none."""
     state: dict[str, Any]
     """The trainer's own plain JSON."""
 
@@ -72,6 +75,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     reference: Mapping[str, Tensor] | None = None,
+    practice: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write a checkpoint under ``folder`` and remove all but the newest ``keep``; see ``Restored``. Returns its path."""
@@ -80,7 +84,12 @@ def save_checkpoint(
     with atomic_path(path) as temporary:
         temporary.mkdir()
         frozen = {name: tensor.contiguous() for name, tensor in (reference or {}).items()}
-        files = {"model": _model_tensors(model), "optimizer": optimizer_tensors, "reference": frozen}
+        files = {
+            "model": _model_tensors(model),
+            "optimizer": optimizer_tensors,
+            "reference": frozen,
+            "practice": dict(practice or {}),
+        }
         for name, tensors in files.items():
             save_file(tensors, temporary / f"{name}.safetensors")
         sums = {name: _sha256(temporary / f"{name}.safetensors") for name in files}
@@ -115,7 +124,7 @@ def load_checkpoint(path: Path, model: nn.Module, make_optimizer: Callable[[str]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(_damaged(manifest_path, error)) from error
     loaded: dict[str, dict[str, Tensor]] = {}
-    for name in ("model", "optimizer", "reference"):
+    for name in ("model", "optimizer", "reference", "practice"):
         file = Path(path) / f"{name}.safetensors"
         try:
             if _sha256(file) != sums[name]:
@@ -138,7 +147,7 @@ def load_checkpoint(path: Path, model: nn.Module, make_optimizer: Callable[[str]
     optimizer.load_state_dict({"state": _optimizer_state(loaded["optimizer"], optimizer), "param_groups": groups})
     parameters = dict(model.named_parameters())
     reference = {k: _laid_out_like(parameters[k], v) if k in parameters else v for k, v in loaded["reference"].items()}
-    return Restored(phase, step, optimizer, reference, state)
+    return Restored(phase, step, optimizer, reference, loaded["practice"], state)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -52,15 +52,15 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
 
     from vla_models.model_registry import create_model
     from vla_models.report import write_report
+    from vla_models.training.practice import make_practice
     from vla_models.training.scenes import build_scenes
     from vla_models.training.trainer import Trainer
 
     log.info("run folder: %s", run_dir)
-    train_scenes = build_scenes(config, "train")
-    heldout_scenes = build_scenes(config, "heldout")
     torch.manual_seed(config.seed)  # initial weights
     model = create_model(config.model.name, model_path=config.model.checkpoint_path, **config.model.arguments())
-    Trainer(config, run_dir, model, train_scenes, heldout_scenes).run()
+    config.check_model(model)  # before scenes are made
+    Trainer(config, run_dir, model, make_practice(config, model.spec, build_scenes)).run()
     write_report(run_dir)
     return run_dir
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 GROUP_EPS = 1e-6
 """Added to a group's standard deviation; groups that all scored the same within it have advantage 0."""
 
@@ -56,13 +60,43 @@ def group_advantages(rewards: Tensor, valid: Tensor, *, normalize: bool = True) 
 def value_advantages(rewards: Tensor, values: Tensor, valid: Tensor, *, normalize: bool = True) -> Tensor:
     """PPO's advantages for one-decision episodes, [B]: reward minus predicted value, normalised over the batch; invalid: 0."""
     advantages = torch.where(valid, rewards - values, torch.zeros_like(rewards))
-    if not normalize:
-        return advantages
+    return normalised(advantages, valid) if normalize else advantages
+
+
+def normalised(advantages: Tensor, valid: Tensor) -> Tensor:
+    """Advantages with mean 0 and deviation 1 over those that are ``valid``; the others are 0."""
     count = valid.sum().clamp(min=1)
-    mean = advantages.sum() / count
+    mean = torch.where(valid, advantages, torch.zeros_like(advantages)).sum() / count
     centred = torch.where(valid, advantages - mean, torch.zeros_like(advantages))
     std = (centred.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return centred / (std + GROUP_EPS)
+
+
+def discounted_returns(rewards: FloatArray, ended: BoolArray, gamma: float) -> FloatArray:
+    """[T, N] what each row earned from a decision on, until its episode or the T decisions were over."""
+    returns = rewards.copy()
+    for t in reversed(range(len(rewards) - 1)):
+        returns[t] += gamma * np.where(ended[t], 0.0, returns[t + 1]).astype(np.float32)
+    return returns
+
+
+def generalised_advantages(
+    rewards: FloatArray, values: FloatArray, next_values: FloatArray, ended: BoolArray, gamma: float, lam: float
+) -> FloatArray:
+    """Advantages [T, N] of T decisions of N rows (GAE: Schulman et al. 2016, equation 16).
+
+    Args:
+        rewards: [T, N].
+        values: [T, N] of the states in which the decisions were taken.
+        next_values: [T, N] of those to which they led; 0 where the task has ended.
+        ended: [T, N] whether an episode was over with the decision, also at a limit: what follows is another one's.
+        gamma: the discount.
+        lam: from 0 (one reward and the next value) to 1 (all rewards of the segment, and the last value).
+    """
+    advantages: FloatArray = rewards + np.float32(gamma) * next_values - values
+    for t in reversed(range(len(rewards) - 1)):
+        advantages[t] += np.float32(gamma * lam) * np.where(ended[t], 0.0, advantages[t + 1]).astype(np.float32)
+    return advantages
 
 
 def policy_terms(
