@@ -137,8 +137,8 @@ def test_every_head_learns_asynchronously_in_many_decisions(model: str, launch: 
 
 @pytest.mark.slow
 def test_a_strangers_model_trains_as_it_is(launch: Launch) -> None:
-    """examples/bring_your_own_model.py on real routes, with a reference (its KL penalty needs a second engine)."""
-    settings = configuration("bench2drive", "my_vla", "algorithm.kl_coef=0.01")
+    """examples/bring_your_own_model.py, with a reference (its KL penalty needs a second engine)."""
+    settings = configuration("navsim", "my_vla", "training.imitation.steps=2", "algorithm.kl_coef=0.01")
     folder = launch(settings)
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
     assert changed(start, last) > 1e-6
@@ -161,7 +161,7 @@ def test_a_dry_run_is_started_by_its_command(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(
         "import sys\n"
-        f"sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/frameworks'), str(ROOT / 'tests/frameworks/areal')]!r}\n"
+        f"sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/frameworks'), str(ROOT / 'tests/frameworks/areal'), str(ROOT / 'examples')]!r}\n"
         "import loop\n"
         "from vla_models.model_registry import register_env_adapter\n"
         "register_env_adapter('my_world', 'areal')(type('Mine', (loop.ToyBench2Drive,), {'__module__': __name__}))\n"
