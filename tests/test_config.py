@@ -133,7 +133,7 @@ def test_scientific_notation_is_a_number(text: str, value: Any) -> None:
         ({"training": {"imitation": 3}}, "training.imitation: got 3 (int); expected a section with the keys steps,"),
         ({"training": {"steps": True}}, "training.steps: got True (bool); expected an integer >= 0"),
         ({"training": {"steps": "10"}}, "training.steps: got '10' (str); expected an integer >= 0"),
-        ({"algorithm": {"name": "grop"}}, "algorithm.name: got 'grop' (str); … known: grpo, ppo. Did you mean 'grpo'?"),
+        ({"algorithm": {"name": "grop"}}, "algorithm.name: got 'grop' (str); … known: grpo, ppo, srpo. Did you mean 'grpo'?"),
         ({"algorithm": {"name": 3}}, "algorithm.name: got 3 (int); expected one of grpo, ppo"),
         ({"algorithm": {"top_p": 1.5}}, "algorithm.top_p: got 1.5 (float); expected a number > 0.0 and <= 1.0"),
         ({"framework": "arael"}, "framework: got 'arael' (str); there is no such framework; known: … Did you mean 'areal'?"),
@@ -262,6 +262,15 @@ class Short(VLAForDriving):
 
 def test_a_model_that_fits() -> None:
     VLAConfig().check_model(Planner())
+
+
+def test_a_model_gets_the_cameras_that_it_looks_through() -> None:
+    class Surrounded(Planner):
+        spec = VLASpec(horizon=5, dt=0.5, cameras=("front", "back"))
+
+    with pytest.raises(ConfigError, match=r"environment\.cameras: tiny_vla also looks through back; write \[front, back\]"):
+        VLAConfig.from_dict(routes_with()).check_model(Surrounded())
+    VLAConfig.from_dict(routes_with(cameras=["back", "front", "front_left"])).check_model(Surrounded())
 
 
 def test_a_model_that_does_not_fit_is_told_everything() -> None:

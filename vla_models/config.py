@@ -106,6 +106,13 @@ class VLAConfig(Section):
                 f"environment.type: navsim needs plans over {NAVSIM_HORIZON_S} s, and {self.model.name} plans {spec.horizon} × "
                 f"{spec.dt} s; set its spec to VLASpec(horizon=8, dt=0.5, …)"
             )
+        if self.environment.type == "bench2drive" and (
+            unseen := [c for c in spec.cameras if c not in self.environment.cameras]
+        ):
+            problems.append(
+                f"environment.cameras: {self.model.name} also looks through {', '.join(unseen)}; write "
+                f"[{', '.join([*self.environment.cameras, *unseen])}]"
+            )
         if self.training.steps > 0 and (lacking := model.missing("trained")):
             problems.append(f"model.name: {self.model.name} cannot be trained: it does not implement {' and '.join(lacking)}")
         if self.algorithm.name == "ppo" and self.training.steps > 0 and not spec.has_value:
@@ -165,8 +172,10 @@ class VLAConfig(Section):
                 ("training", "imitation", "batch_size"),
                 f"at most environment.train_scenes ({env.train_scenes}) can be taken in one step",
             )
-        if algorithm.name == "grpo" and algorithm.group_size < 2:
-            yield ("algorithm", "group_size"), "grpo compares plans of one scene with each other: at least 2"
+        if algorithm.name != "ppo" and algorithm.group_size < 2:
+            yield ("algorithm", "group_size"), f"{algorithm.name} compares plans of one scene with each other: at least 2"
+        if algorithm.name == "srpo" and self.framework != "siirl":
+            yield ("algorithm", "name"), "srpo is siiRL's: set framework: siirl, or take grpo"
         plans = training.scenes_per_step * algorithm.group_size
         if algorithm.minibatches > plans:
             yield ("algorithm", "minibatches"), f"at most scenes_per_step × group_size = {plans}"

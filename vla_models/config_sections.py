@@ -222,8 +222,9 @@ class RewardConfig(Section):
 class AlgorithmConfig(Section):
     """How plans and their rewards become a gradient."""
 
-    name: Literal["grpo", "ppo"] = "grpo"
-    """grpo compares the plans of a group; ppo compares with a predicted value."""
+    name: Literal["grpo", "ppo", "srpo"] = "grpo"
+    """grpo compares the plans of a group; ppo compares with a predicted value; srpo (framework siirl) is grpo with a reward for
+    failures that is the higher the more they resemble the group's successes."""
     group_size: int = Field(default=16, ge=1)
     """Plans sampled for each scene."""
     temperature: float = Field(default=1.0, gt=0.0)
@@ -265,12 +266,12 @@ class OptimizerConfig(Section):
 
 
 class ImitationConfig(Section):
-    """The warm start: the model imitates PDM-Closed on the training scenes."""
+    """The warm start: the model imitates PDM-Closed on the training scenes, or the rule-based driver on the training routes."""
 
     steps: int = Field(default=300, ge=0)
     """Optimiser steps; 0 leaves the warm start out."""
     batch_size: int = Field(default=32, ge=1)
-    """Scenes in a step."""
+    """Scenes, or decisions on routes, in a step."""
     lr: float = Field(default=1e-3, gt=0.0)
     """Learning rate."""
 

@@ -35,6 +35,8 @@ BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
     ("bench2drive", "areal"): "vla_models.frameworks.areal.env:AReaLBench2DriveAdapter",
     ("navsim", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfNavSimAdapter",
     ("bench2drive", "rlinf"): "vla_models.frameworks.rlinf.env:RLinfBench2DriveAdapter",
+    ("navsim", "siirl"): "vla_models.frameworks.siirl.env:NavSimVLAAdapter",
+    ("bench2drive", "siirl"): "vla_models.frameworks.siirl.env:Bench2DriveVLAAdapter",
     ("navsim", "verl"): "vla_models.frameworks.verl.env:VerlNavSimAdapter",
     ("bench2drive", "verl"): "vla_models.frameworks.verl.env:VerlBench2DriveAdapter",
 }

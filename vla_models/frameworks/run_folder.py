@@ -125,6 +125,12 @@ class FrameworkRun:
             self.model.save_pretrained(temporary)
         return folder
 
+    def replace_model(self, model: VLAInterface) -> None:
+        """Go on with another model: the same one around weights that a framework has in another form."""
+        self.model = model
+        if self._trainer is not None:
+            self._trainer.model = model
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put a framework's weights (names as in the model's own state dict) into ``model``."""
         own = self.model.state_dict()

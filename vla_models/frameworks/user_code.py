@@ -33,6 +33,13 @@ def sources_of(*classes: Any) -> str:
     return json.dumps(sources)
 
 
+def remember_sources(*classes: Any) -> None:
+    """Set ``SOURCES`` so that the processes that this one starts find these classes; what it names already stays named."""
+    known = json.loads(os.environ.get(SOURCES) or "[]")
+    known += [source for source in json.loads(sources_of(*classes)) if source not in known]
+    os.environ[SOURCES] = json.dumps(known)
+
+
 def import_sources() -> None:
     """Import what ``SOURCES`` names, once. Raises ``RegistryError`` where that fails.
 

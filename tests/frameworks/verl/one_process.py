@@ -55,7 +55,8 @@ def configuration(environment: str, model: str, algorithm: str = "grpo", **more:
     navsim = environment == "navsim"
     tiny = {"dim": 32, "layers": 1, "heads": 2}
     name, _, head = model.partition("/")
-    section: dict[str, Any] = {"name": name, "options": tiny if name == "tiny_vla" else {"horizon": 8}}
+    kinds = {"tiny_vla": tiny, "my_vla": {"dim": 32}}
+    section: dict[str, Any] = {"name": name, "options": kinds.get(name, {"horizon": 8})}
     if head:
         section["policy_head"] = {"type": head}
     return VLAConfig.from_dict(

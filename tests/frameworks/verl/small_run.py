@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE), str(HERE.parents[2] / "examples")]
 
+import bring_your_own_model  # noqa: E402, F401 - the outside model, registered as my_vla
 import small_models  # noqa: E402, F401 - registers models
 from golden import visible_scenes  # noqa: E402
 from gymnasium.vector import VectorEnv  # noqa: E402

@@ -1,0 +1,139 @@
+"""siiRL's real main program, from a configuration to a finished run folder, on a CPU (with the shim, which only tests have)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cpu_shim
+import numpy as np
+import pytest
+from loop import BENCH2DRIVE
+from safetensors.numpy import load_file
+
+from vla_models.config import VLAConfig
+from vla_models.training.metrics import read_metrics
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+def config(environment: str, algorithm: str, model: str = "tiny_vla", **changes: Any) -> VLAConfig:
+    navsim = environment == "navsim"
+    tiny = {"dim": 32, "layers": 1, "heads": 2, "image_size": [32, 64]}
+    return VLAConfig.from_dict(
+        {
+            "framework": "siirl",
+            "name": "small",
+            "model": {"name": model, "options": tiny if model == "tiny_vla" else {"dim": 16}},
+            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2} | ({} if navsim else BENCH2DRIVE),
+            "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, **changes},
+            "training": {
+                "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
+                "optimizer": {"lr": 1e-3}, "imitation": {"steps": 2 if navsim else 0, "batch_size": 4},
+            },
+        }
+    )  # fmt: skip
+
+
+def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -> subprocess.CompletedProcess[str]:
+    settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (cpu_shim.environment() if shim else {})
+    command = [sys.executable, str(HERE / "small_run.py"), str(folder / "config.yaml"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+
+
+def finished(done: subprocess.CompletedProcess[str]) -> Path:
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return Path(done.stdout.strip().splitlines()[-1].removeprefix("RUN "))
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """All of a checkpoint, the value head included."""
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def changed(a: dict[str, Any], b: dict[str, Any]) -> float:
+    return max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in a if a[name].size)
+
+
+def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
+    settings = config("navsim", "grpo", kl_coef=0.01, entropy_coef=0.001)
+    folder = finished(run(settings, tmp_path))
+    for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "siirl/native.yaml"):
+        assert (folder / name).stat().st_size > 0, name
+    rows = read_metrics(folder)
+    learned = [row for row in rows if row["phase"] == "rl"]
+    assert [row["step"] for row in learned] == [1, 2]
+    for row in learned:
+        assert abs(row["ratio"] - 1.0) < 0.2
+        assert row["invalid"] == 0
+        assert row["grad_norm"] > 0
+        assert row["entropy"] > 0
+        assert row["kl"] >= 0
+        assert row["score"] == pytest.approx(row["score_mean"], abs=1e-5)  # what was rewarded is what the environment said
+    start, first, last = (weights(folder / "checkpoints" / n) for n in ("imitation", "update-0000001", "update-0000002"))
+    assert changed(start, first) > 1e-5
+    assert changed(first, last) > 1e-5
+    assert changed(weights(folder / "checkpoints" / "model"), last) == 0.0
+    evaluated = [row for row in rows if row["phase"] == "eval"]
+    assert [(row["name"], row["step"]) for row in evaluated] == [("imitation", 0), ("rl", 1), ("rl", 2)]
+    validated = [json.loads(line) for line in (folder / "siirl" / "evaluations.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["heldout"]["rl"] == pytest.approx(validated[-1]["score"], abs=1e-5)  # siiRL's validation and ours agree
+
+    # as if it had been killed while the second checkpoint was written
+    shutil.rmtree(folder / "checkpoints" / "update-0000002")
+    shutil.rmtree(folder / "checkpoints" / "model")
+    assert finished(run(settings, tmp_path, "--resume", str(folder))) == folder
+    again = read_metrics(folder)
+    assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
+    assert changed(weights(folder / "checkpoints" / "update-0000002"), last) < 1e-6
+
+
+def test_srpo_in_navsim(tmp_path: Path) -> None:
+    folder = finished(run(config("navsim", "srpo"), tmp_path))
+    learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
+    assert [row["step"] for row in learned] == [1, 2]
+    assert all(0.0 <= row["score_mean"] <= 1.0 for row in learned)  # siiRL's reward, not the environment's
+    assert any(row["score_mean"] != pytest.approx(row["score"], abs=1e-4) for row in learned)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0.0 <= summary["heldout"]["rl"] <= 1.0
+
+
+def test_a_strangers_model_trains_without_an_adapter_of_its_own(tmp_path: Path) -> None:
+    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
+    settings = config("bench2drive", "grpo", model="my_vla")
+    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
+    folder = finished(run(settings.model_copy(update={"training": training}), tmp_path))
+    assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
+    assert len([row for row in read_metrics(folder) if row["phase"] == "eval"]) == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0.0 <= summary["subscores"]["rl"]["driving_score"] <= 100.0
+
+
+def test_ppo_in_bench2drive_on_two_ranks(tmp_path: Path) -> None:
+    settings = config("bench2drive", "ppo").model_copy(update={"framework_options": {"trainer": {"n_gpus_per_node": 2}}})
+    folder = finished(run(settings, tmp_path))
+    learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
+    assert [row["step"] for row in learned] == [1, 2]
+    assert all(np.isfinite(row["value_loss"]) for row in learned)
+    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
+    assert changed(start, last) > 1e-5
+    assert any(name.startswith("value.") and changed({name: start[name]}, last) > 1e-5 for name in start)
+    assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
+
+
+def test_a_machine_without_an_accelerator_is_told_so_before_anything_is_made(tmp_path: Path) -> None:
+    done = run(config("navsim", "grpo"), tmp_path, shim=False)
+    assert done.returncode != 0
+    assert "no accelerator that siiRL knows" in done.stderr
+    assert not (tmp_path / "runs").exists()
