@@ -63,7 +63,7 @@ class Case:
 
 
 CASES: Final[Mapping[str, Case]] = {
-    "tokens": Case("tiny_vla", "tokens", "action_tokens", "head.project.bias", 0.8),
+    "tokens": Case("tiny_vla", "tokens", "action_tokens", "head.project.bias", 0.5),
     "gaussian": Case("tiny_vla", "gaussian", "raw_action", "head.mean.bias", 0.8),
     "flow": Case("tiny_vla", "flow", "chain", "head.out.bias", 0.8),
     "words": Case("small_tokens", None, "tokens", "poses.bias", 0.8),

@@ -170,7 +170,21 @@ def differences() -> list[Difference]:
             "local's advantages over the other divisor",
         )
     )
-    clipped = outcome(one, "ppo")
+    assert ours.value_loss is not None and theirs.value_loss is not None
+    held = 0.5 * float((_values(one) - one.values)[~one.valid].square().sum()) / len(one.valid)
+    found.append(
+        Difference(
+            "PPO: an invalid episode's value",
+            "its value is held at what it was when it was sampled, and it is counted in the mean; local leaves it out",
+            where("rlinf", shared.masked_mean_ratio, ".mean()"),
+            "none; nothing where no world fails",
+            abs(ours.value_loss - theirs.value_loss),
+            abs(ours.value_loss * share + held - theirs.value_loss),
+            "local times the share of valid decisions, plus the invalid one's error",
+        )
+    )
+    whole = one.without_failure()
+    ours, theirs, clipped = local(whole, "ppo"), outcome(whole, "ppo", clip_values=False), outcome(whole, "ppo")
     assert ours.value_loss is not None and theirs.value_loss is not None and clipped.value_loss is not None
     found.append(
         Difference(
@@ -178,12 +192,9 @@ def differences() -> list[Difference]:
             "values may move by value_clip (0.2) from those of sampling, and errors above huber_delta (10) count linearly",
             where("rlinf", losses.compute_ppo_critic_loss, "value_pred_clipped = "),
             "framework_options.algorithm.value_clip: .inf",
-            abs(_valid_mean(ours.value_loss, one) - clipped.value_loss),
-            max(
-                abs(_valid_mean(ours.value_loss, one) - theirs.value_loss),
-                apart(scaled(ours.value_gradients, share), theirs.value_gradients),
-            ),
-            "the switch; the invalid decision is counted here, too (its error is 0)",
+            max(abs(ours.value_loss - clipped.value_loss), apart(ours.value_gradients, clipped.value_gradients)),
+            max(abs(ours.value_loss - theirs.value_loss), apart(ours.value_gradients, theirs.value_gradients)),
+            "the switch",
         )
     )
     assert GROUP_EPS == 1e-6
@@ -191,8 +202,11 @@ def differences() -> list[Difference]:
     return found
 
 
-def _valid_mean(loss: float, batch: Batch) -> float:
-    return loss * float(batch.valid.float().mean())
+def _values(batch: Batch) -> Tensor:
+    """[B] of the policy, now."""
+    with torch.no_grad():
+        values: Tensor = policy(batch.case).evaluate_actions(batch.record, values=True)["values"]
+    return values
 
 
 def _padded_parts(batch: Batch) -> int:
