@@ -7,8 +7,8 @@
 
 The documented setting (``parities.batch.configuration``): GRPO with groups of four, normalised advantages, clip 0.2/0.28, one
 minibatch and one pass, no KL, no entropy bonus, no dual clip, no value clip, old log-probabilities of sampling. All is compared
-with ``local`` in the same process: advantages, ratios, loss and the gradient of every weight. Where a framework differs by design
-it is measured twice, as it runs and with its switch, or with what is known of the difference taken out.
+with ``local`` in the same process: advantages, ratios, loss and the gradient of every weight. Where a framework differs by
+design it is measured twice, as it runs and with its switch, or with what is known of the difference taken out.
 """
 
 from __future__ import annotations

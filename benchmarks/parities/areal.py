@@ -1,4 +1,4 @@
-"""AReaL: the stored batch through its executor, actor and loss (tests/frameworks/areal/loop.py). PPO is refused by our launcher."""
+"""AReaL: the stored batch through its executor, actor and loss (tests/frameworks/areal/loop.py). Our launcher refuses PPO."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from parities.batch import GROUP, SCENES, TESTS, Batch, Replay, configuration, policy, read, rows_of, visible_scenes
-from parities.compare import EQUAL, Difference, Outcome, apart, distance, gradients, local, where
 from torch import Tensor
+
+from parities.batch import GROUP, SCENES, TESTS, Batch, Replay, configuration, policy, read, rows_of, visible_scenes
+from parities.compare import Difference, Outcome, distance, gradients, local, where
 
 PACKAGES = ("areal",)
 ALGORITHMS = ("grpo",)
@@ -122,15 +123,14 @@ def differences() -> list[Difference]:
     found.append(
         Difference(
             "rewards are clipped",
-            "a sequence's reward, here its advantage, is clipped at reward_clip (20): only where normalize_advantage is false and "
-            "rewards are large",
+            "a sequence's reward, here its advantage, is clipped at reward_clip (20): only where normalize_advantage is false "
+            "and rewards are large",
             where("areal", PPOActor._compute_advantages, "reward_score = torch.clip("),
             "framework_options.actor.reward_clip: 1e9",
             *(distance(one.rewards * 100.0, got) for got in (usual, lifted)),
             "advantages of 100 times the stored rewards",
         )
     )
-    assert found[-1].after <= EQUAL
     return found
 
 

@@ -1,8 +1,9 @@
 """The stored batch: what was sampled, how it was rewarded, and the policy that is trained on it.
 
 Four scenes × four plans for each case. One scene's rewards have no spread, and one plan's world has failed. The policy differs
-from the one that sampled, so that ratios are not 1 and some are clipped. ``batch.npz`` holds records, log-probabilities, values,
-plans and rewards; the weights (3.6 MB for the flow head) are made again from a seed, and sums of them say whether they are those.
+from the one that sampled, so that ratios are not 1 and some are clipped. ``batch.npz`` holds records, log-probabilities,
+values, plans and rewards; the weights (3.6 MB for the flow head) are made again from a seed, and their sums say whether they
+are those.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def read(case: str, path: Path = STORE) -> Batch:
     tensors = {name: torch.from_numpy(mine[name]) for name in ("logprobs", "values", "rewards", "valid", "weights")}
     batch = Batch(case=case, record=record, plans=mine["plans"], **tensors)
     if not torch.allclose(sums(policy(case)), batch.weights, atol=1e-4, rtol=0):
-        raise AssertionError(f"{case}: the seed gives other weights here than where {path.name} was made; run `parity.py store`")
+        raise AssertionError(f"{case}: the seed gives other weights than where {path.name} was made; run parity.py store")
     return batch
 
 

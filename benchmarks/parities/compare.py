@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
 import torch
-from parities.batch import CASES, SCENES, Batch, Replay, configuration, policy, rows_of, visible_scenes
 from torch import Tensor, nn
 
+from parities.batch import CASES, SCENES, Batch, Replay, configuration, policy, rows_of, visible_scenes
 from vla_models.training.learner import Learner
 from vla_models.training.navsim_practice import NavSimPractice
 from vla_models.training.objective import GROUP_EPS, policy_terms, value_loss
@@ -137,17 +137,35 @@ def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def scaled(a: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Gradients times a number."""
-    return {name: value * factor for name, value in a.items()}
-
-
 def distance(a: Tensor, b: Tensor) -> float:
     """Largest difference where both have a number."""
     if a.shape != b.shape:
         return float("inf")
     both = torch.isfinite(a) & torch.isfinite(b)
     return float((a - b)[both].abs().max())
+
+
+def value_apart(a: Outcome, b: Outcome) -> float:
+    """Largest difference between two value losses and their gradients."""
+    if a.value_loss is None or b.value_loss is None:
+        raise AssertionError("there is a value loss in PPO alone")
+    return max(abs(a.value_loss - b.value_loss), apart(a.value_gradients, b.value_gradients))
+
+
+def policy_apart(a: Outcome, b: Outcome) -> float:
+    """Largest difference between two policy losses and their gradients."""
+    return max(abs(a.loss - b.loss), apart(a.gradients, b.gradients))
+
+
+def times(outcome: Outcome, factor: float) -> Outcome:
+    """The same with losses and gradients times a number."""
+    return replace(
+        outcome,
+        loss=outcome.loss * factor,
+        gradients={name: value * factor for name, value in outcome.gradients.items()},
+        value_loss=None if outcome.value_loss is None else outcome.value_loss * factor,
+        value_gradients={name: value * factor for name, value in outcome.value_gradients.items()},
+    )
 
 
 def differences(reference: Outcome, found: Outcome) -> dict[str, float]:

@@ -12,9 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
+
 from parities.batch import TESTS, Batch, Replay, configuration, policy, read, rows_of
 from parities.compare import (
-    GROUP_EPS,
     Difference,
     Outcome,
     apart,
@@ -22,12 +23,13 @@ from parities.compare import (
     distance,
     gradients,
     local,
+    policy_apart,
     renormalised,
-    scaled,
     standard_deviation,
+    times,
+    value_apart,
     where,
 )
-from torch import Tensor
 
 PACKAGES = ("rlinf",)
 ALGORITHMS = ("grpo", "ppo")
@@ -48,8 +50,8 @@ def ready() -> Iterator[None]:
     yield
 
 
-def outcome(batch: Batch, algorithm: str, *, level: str = "chunk_level", clip_values: bool = True) -> Outcome:
-    """What RLinf makes of the batch. ``level``: of log-probabilities; without ``clip_values`` its value clip is off."""
+def outcome(batch: Batch, algorithm: str, *, level: str = "chunk_level", clip_values: bool = False) -> Outcome:
+    """What RLinf makes of the batch. ``level``: of log-probabilities; ``clip_values``: its value clip."""
     import loop
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +82,7 @@ def outcome(batch: Batch, algorithm: str, *, level: str = "chunk_level", clip_va
         return Outcome(advantages, ratio, policy_loss, gradients(model, total))
     value_loss, learned = _critic(s, rows)
     both = gradients(model, total)
-    return Outcome(
-        advantages, ratio, policy_loss, {k: both[k] - learned[k] for k in both}, value_loss, learned
-    )
+    return Outcome(advantages, ratio, policy_loss, {k: both[k] - learned[k] for k in both}, value_loss, learned)
 
 
 def loop_record(rows: dict[str, Any]) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def _critic(s: Any, rows: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
 
 def differences() -> list[Difference]:
     """Where RLinf differs by design, measured on the stored batch."""
-    from rlinf.algorithms import advantages, losses, utils
+    from rlinf.algorithms import losses, utils
     from rlinf.utils import utils as shared
 
     found = []
@@ -119,11 +119,8 @@ def differences() -> list[Difference]:
             "one ratio for all parts of a decision (log-probabilities are added up), where local clips each part",
             where("rlinf", utils.preprocess_loss_inputs, 'elif logprob_type == "chunk_level"'),
             "none that keeps the loss's scale: logprob_type: token_level has the parts' ratios (next row)",
-            apart(ours.gradients, theirs.gradients),
-            max(
-                apart(scaled(decision.gradients, share), theirs.gradients), abs(decision.loss * share - theirs.loss),
-                distance(decision.ratio, theirs.ratio),
-            ),
+            policy_apart(ours, theirs),
+            max(policy_apart(times(decision, share), theirs), distance(decision.ratio, theirs.ratio)),
             "against local's objective on summed log-probabilities, times the share of valid decisions",
         )
     )
@@ -138,7 +135,7 @@ def differences() -> list[Difference]:
             "logprob_type: token_level (our launcher refuses it because of the scale)",
             apart(ours.gradients, by_token.gradients),
             max(
-                apart(ours.gradients, scaled(by_token.gradients, len(tokens.valid) * parts / counted)),
+                apart(ours.gradients, times(by_token, len(tokens.valid) * parts / counted).gradients),
                 distance(ours.ratio, by_token.ratio),
             ),
             f"gradient times {len(tokens.valid) * parts} places / {counted} parts that count",
@@ -152,12 +149,12 @@ def differences() -> list[Difference]:
             "an invalid decision has advantage 0 but is counted in the loss's mean; local leaves it out",
             where("rlinf", losses.compute_ppo_actor_loss, "loss_agg_func = masked_mean_ratio"),
             "none; nothing where no world fails",
-            max(abs(ours.loss - theirs.loss), apart(ours.gradients, theirs.gradients)),
-            max(abs(ours.loss * share - theirs.loss), apart(scaled(ours.gradients, share), theirs.gradients)),
+            policy_apart(ours, theirs),
+            policy_apart(times(ours, share), theirs),
             f"local times {int(one.valid.sum())} valid / {len(one.valid)} decisions",
         )
     )
-    ours, theirs = local(one, "ppo"), outcome(one, "ppo", clip_values=False)
+    ours, theirs = local(one, "ppo"), outcome(one, "ppo")
     divisor = standard_deviation(one) + 1e-5
     found.append(
         Difference(
@@ -170,7 +167,8 @@ def differences() -> list[Difference]:
             "local's advantages over the other divisor",
         )
     )
-    assert ours.value_loss is not None and theirs.value_loss is not None
+    assert ours.value_loss is not None
+    assert theirs.value_loss is not None
     held = 0.5 * float((_values(one) - one.values)[~one.valid].square().sum()) / len(one.valid)
     found.append(
         Difference(
@@ -184,21 +182,18 @@ def differences() -> list[Difference]:
         )
     )
     whole = one.without_failure()
-    ours, theirs, clipped = local(whole, "ppo"), outcome(whole, "ppo", clip_values=False), outcome(whole, "ppo")
-    assert ours.value_loss is not None and theirs.value_loss is not None and clipped.value_loss is not None
+    ours, theirs, clipped = local(whole, "ppo"), outcome(whole, "ppo"), outcome(whole, "ppo", clip_values=True)
     found.append(
         Difference(
             "PPO: value clip and Huber",
             "values may move by value_clip (0.2) from those of sampling, and errors above huber_delta (10) count linearly",
             where("rlinf", losses.compute_ppo_critic_loss, "value_pred_clipped = "),
             "framework_options.algorithm.value_clip: .inf",
-            max(abs(ours.value_loss - clipped.value_loss), apart(ours.value_gradients, clipped.value_gradients)),
-            max(abs(ours.value_loss - theirs.value_loss), apart(ours.value_gradients, theirs.value_gradients)),
+            value_apart(ours, clipped),
+            value_apart(ours, theirs),
             "the switch",
         )
     )
-    assert GROUP_EPS == 1e-6
-    where("rlinf", advantages.compute_grpo_advantages, "grouped_reward_std + 1e-6")
     return found
 
 
