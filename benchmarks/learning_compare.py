@@ -100,6 +100,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> No
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": title})  # text as text, and the same file each time
     figure, axes = plt.subplots(figsize=(7.0, 4.0))
     for colour, (name, result) in enumerate(results.items()):
         curves = [dict(map(tuple, seed["curve"])) for seed in result["seeds"] if seed.get("curve")]

@@ -3,7 +3,7 @@
     python benchmarks/parity.py store         (framework local: samples, scores, and writes benchmarks/parities/batch.npz)
     python benchmarks/parity.py local         (the reference's numbers)
     python benchmarks/parity.py rlinf         (in that framework's environment; also verl, areal, siirl)
-    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into one Markdown table)
+    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into docs/01_framework_comparison.md)
 
 The documented setting (``parities.batch.configuration``): GRPO with groups of four, normalised advantages, clip 0.2/0.28, one
 minibatch and one pass, no KL, no entropy bonus, no dual clip, no value clip, old log-probabilities of sampling. All is compared
@@ -26,6 +26,7 @@ HERE: Final = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 RESULTS: Final = HERE / "results"
+DOCUMENT: Final = HERE.parent / "docs" / "01_framework_comparison.md"
 FRAMEWORKS: Final = ("rlinf", "verl", "areal", "siirl")
 
 
@@ -36,14 +37,14 @@ def run(framework: str) -> dict[str, Any]:
     module = importlib.import_module(f"parities.{framework}")
     cases: dict[str, Any] = {}
     with module.ready():
-        for case in batch.CASES:
-            for kind, stored in (("failed", batch.read(case)), ("whole", batch.read(case).without_failure())):
-                for algorithm in module.ALGORITHMS:
-                    found = module.outcome(stored, algorithm)
-                    apart = compare.differences(compare.local(stored, algorithm), found)
-                    numbers = compare.as_json(case, found) if kind == "failed" else {}
-                    cases[f"{case}/{kind}/{algorithm}"] = {"apart": _finite(apart), **numbers}
-                    print(f"{case}/{kind}/{algorithm}: {apart}", flush=True)
+        for case, failed in [*((name, True) for name in batch.CASES), ("decision", False)]:
+            stored = batch.read(case) if failed else batch.read(case).without_failure()
+            for algorithm in module.ALGORITHMS:
+                found = module.outcome(stored, algorithm)
+                apart = compare.differences(compare.local(stored, algorithm), found)
+                numbers = compare.as_json(case, found) if failed else {}
+                cases[f"{case}/{'failed' if failed else 'whole'}/{algorithm}"] = {"apart": _finite(apart), **numbers}
+                print(f"{case} failed={failed} {algorithm}: {apart}", flush=True)
         found_differences = module.differences()
     return {
         "framework": framework,
@@ -70,26 +71,29 @@ def _finite(apart: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in apart.items()}
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the agreement in numbers, then every difference by design."""
+def agreement(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the largest difference to ``local`` of every quantity."""
     lines = ["| case | algorithm | quantity | " + " | ".join(results) + " |", "|---|---|---|" + "---|" * len(results)]
     keys = list(dict.fromkeys(key for r in results.values() for key in r["cases"]))
     for key in keys:
         case, kind, algorithm = key.split("/")
-        if kind == "failed" and case != "decision":
-            continue
-        label = f"{case}{'' if kind == 'whole' else ', one world failed'}"
-        quantities = list(dict.fromkeys(q for r in results.values() for q in r["cases"].get(key, {}).get("apart", {})))
-        for quantity in quantities:
-            cells = []
-            for r in results.values():
-                if key not in r["cases"]:
-                    cells.append("refused")
-                    continue
-                value = r["cases"][key]["apart"].get(quantity)
-                cells.append("other level" if value is None else "0" if value == 0 else f"{value:.1e}")
+        label = f"{case}{', no world failed' if kind == 'whole' else ''}"
+        for quantity in dict.fromkeys(q for r in results.values() for q in r["cases"].get(key, {}).get("apart", {})):
+            cells = [_cell(r["cases"].get(key), quantity) for r in results.values()]
             lines.append(f"| {label} | {algorithm} | {quantity.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    lines += ["", "| framework | difference | where | what makes it agree | as it runs | then |", "|---|---|---|---|---|---|"]
+    return "\n".join(lines)
+
+
+def _cell(case: dict[str, Any] | None, quantity: str) -> str:
+    if case is None:
+        return "refused"
+    value = case["apart"][quantity]
+    return "other level" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def by_design(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: every difference, its place and its size."""
+    lines = ["| framework | difference | where | what makes it agree | as it runs | then |", "|---|---|---|---|---|---|"]
     for name, r in results.items():
         for d in r["differences"]:
             lines.append(
@@ -97,6 +101,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                 f"{d['before']:.1e} | {d['after']:.1e} ({d['how']}) |"
             )
     return "\n".join(lines)
+
+
+def document(text: str, results: dict[str, dict[str, Any]]) -> str:
+    """``docs/01_framework_comparison.md`` with both tables as they are now."""
+    for name, made in (("agreement", agreement(results)), ("differences", by_design(results))):
+        start, end = f"<!-- {name}: python benchmarks/parity.py table -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{made}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def stored_results() -> dict[str, dict[str, Any]]:
@@ -110,7 +123,8 @@ def main() -> None:
     parser.add_argument("what", choices=("store", "local", *FRAMEWORKS, "table"))
     what = parser.parse_args().what
     if what == "table":
-        print(table(stored_results()))
+        DOCUMENT.write_text(document(DOCUMENT.read_text(), stored_results()))
+        print(f"written to {DOCUMENT}")
         return
     if what == "store":
         from parities import batch

@@ -22,7 +22,7 @@ def agrees(framework: ModuleType, case: str, algorithm: str, *, failed: bool = T
     """
     batch = read(case) if failed else read(case).without_failure()
     found = differences(local(batch, algorithm), framework.outcome(batch, algorithm))
-    allowed = {name: normalised for name in ("advantages", "loss", "gradient")}
+    allowed = dict.fromkeys(("advantages", "loss", "gradient"), normalised)
     assert {name: value for name, value in found.items() if value > allowed.get(name, EQUAL)} == {}
 
 
