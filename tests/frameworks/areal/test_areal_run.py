@@ -158,11 +158,10 @@ def test_a_run_in_which_nothing_can_be_learned_ends(launch: Launch) -> None:
 @pytest.mark.slow
 def test_a_dry_run_is_started_by_its_command(tmp_path: Path) -> None:
     """In another process, with a script that registered model and environment."""
-    script = tmp_path / "mine.py"
-    places = [str(ROOT / place) for place in ("tests", "tests/frameworks", "tests/frameworks/areal", "examples")]
+    script, parts = tmp_path / "mine.py", ("tests", "tests/frameworks", "tests/frameworks/areal", "examples")
     script.write_text(
         "import sys\n"
-        f"sys.path[:0] = {places!r}\n"
+        f"sys.path[:0] = {[str(ROOT / part) for part in parts]!r}\n"
         "import loop\n"
         "from vla_models.model_registry import register_env_adapter\n"
         "register_env_adapter('my_world', 'areal')(type('Mine', (loop.ToyBench2Drive,), {'__module__': __name__}))\n"
