@@ -28,6 +28,9 @@ _COLUMNS: Final = {
 }
 """Number of a route -> its column's title, the factor with which it is shown, and its decimals."""
 
+_SHORT: Final = {"Emergency_Brake": "brake", "Give_Way": "give way", "Traffic_Signs": "signs"}
+"""Abilities whose names are too long for a terminal of 80 columns."""
+
 
 @app.command(
     "eval",
@@ -185,7 +188,7 @@ def _print_routes(found: Mapping[str, RouteEvaluation], title: str, per_scenario
     parts = {name: result.abilities() for name, result in found.items()}
     _print_table(
         "abilities: success %",
-        ["", *(name.replace("_", " ").lower() for name in (*ABILITIES, "mean"))],
+        ["", *(_SHORT.get(name, name.lower()) for name in (*ABILITIES, "mean"))],
         [[name, *(_cell(part[ability], 100.0, 1) for ability in (*ABILITIES, "mean"))] for name, part in parts.items()],
     )
     if per_scenario:
