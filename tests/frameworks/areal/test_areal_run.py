@@ -167,16 +167,17 @@ def test_a_dry_run_is_started_by_its_command(tmp_path: Path) -> None:
         "register_env_adapter('my_world', 'areal')(type('Mine', (loop.ToyBench2Drive,), {'__module__': __name__}))\n"
     )
     settings = configuration("toy_drive", "small_gaussian", f"output_dir={tmp_path / 'runs'}", "training.eval_every=0")
-    settings.to_yaml(tmp_path / "config.yaml")
+    written = settings.to_yaml(tmp_path / "config.yaml")
+    written.write_text(written.read_text().replace("type: toy_drive", "type: my_world"))  # which only the script knows
     code = (
         "import mine\nfrom vla_models.config import VLAConfig\nfrom vla_models.frameworks import get_dry_run\n"
         f"print(get_dry_run('areal')(VLAConfig.from_yaml({str(tmp_path / 'config.yaml')!r})))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AREAL_", "VLA_MODELS_SOURCES"))}
     environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
-    written = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert written.returncode == 0, written.stderr[-3000:]
-    command = written.stdout.strip().splitlines()[-1].removeprefix("#   ").replace(" python ", f" {sys.executable} ")
+    dry = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    command = dry.stdout.strip().splitlines()[-1].removeprefix("#   ").replace(" python ", f" {sys.executable} ")
     ran = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     folder = Path(ran.stdout.strip().splitlines()[-1])
