@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help train test test-hf test-frameworks env-rlinf test-rlinf env-siirl test-siirl env-verl test-verl lint setup report clean
+.PHONY: help train test test-hf test-frameworks lint setup report clean \
+  env-areal test-areal env-rlinf test-rlinf env-siirl test-siirl env-verl test-verl
 
 help: ## what can be typed here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -24,12 +25,20 @@ test-hf: $(INSTALLED) ## run hf_vlm's tests on the other transformers versions (
 	  HF_HUB_OFFLINE=1 $$python -m pytest $(HF_TESTS) -q; \
 	done
 
-test-frameworks: test-hf test-rlinf test-siirl test-verl ## run what needs other environments than .venv
+test-frameworks: test-hf test-areal test-rlinf test-siirl test-verl ## run what needs other environments than .venv
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+env-areal: ## build the environment of framework areal (once, outside the clone) and say how to use it
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh areal) && \
+	  echo "PYTHONPATH=$$PWD $$python -m vla_models train configs/navsim_quick.yaml framework=areal"
+
+test-areal: ## run the contract suite and AReaL's own trainer against the real package
+	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh areal) && \
+	  VLA_MODELS_REQUIRE=areal PYTHONPATH=$$PWD $$python -m pytest tests/frameworks/areal -q --durations=5
 
 env-rlinf: ## build the environment of framework rlinf (once, outside the clone) and say how to use it
 	@python=$$(PYTHON=$(PYTHON) bash requirements/framework_env.sh rlinf) && \

@@ -54,7 +54,7 @@ def test_help_names_every_command_and_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize("command", ["train", "eval", "view"])
 def test_commands_show_examples(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -264,6 +264,15 @@ def test_a_model_that_fits() -> None:
     VLAConfig().check_model(Planner())
 
 
+def test_a_model_gets_the_cameras_that_it_looks_through() -> None:
+    class Surrounded(Planner):
+        spec = VLASpec(horizon=5, dt=0.5, cameras=("front", "back"))
+
+    with pytest.raises(ConfigError, match=r"environment\.cameras: tiny_vla also looks through back; write \[front, back\]"):
+        VLAConfig.from_dict(routes_with()).check_model(Surrounded())
+    VLAConfig.from_dict(routes_with(cameras=["back", "front", "front_left"])).check_model(Surrounded())
+
+
 def test_a_model_that_does_not_fit_is_told_everything() -> None:
     with pytest.raises(ConfigError) as e:
         VLAConfig.from_dict({"algorithm": {"name": "ppo"}}).check_model(Short())

@@ -266,12 +266,12 @@ class OptimizerConfig(Section):
 
 
 class ImitationConfig(Section):
-    """The warm start: the model imitates PDM-Closed on the training scenes."""
+    """The warm start: the model imitates PDM-Closed on the training scenes, or the rule-based driver on the training routes."""
 
     steps: int = Field(default=300, ge=0)
     """Optimiser steps; 0 leaves the warm start out."""
     batch_size: int = Field(default=32, ge=1)
-    """Scenes in a step."""
+    """Scenes, or decisions on routes, in a step."""
     lr: float = Field(default=1e-3, gt=0.0)
     """Learning rate."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vla_models.training.objective import (
@@ -45,6 +45,7 @@ def test_invalid_decisions_count_for_nothing() -> None:
 @given(st.integers(2, 8), st.floats(0.1, 50.0), st.floats(-20.0, 20.0), st.integers(0, 10**6))
 def test_group_advantages_ignore_scale_and_offset(size: int, scale: float, offset: float, seed: int) -> None:
     rewards = torch.rand(3, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assume((rewards.std(dim=1) > 0.01).all())  # for nearly equal rewards the constant beside the deviation is not small
     valid = torch.ones_like(rewards, dtype=torch.bool)
     plain = group_advantages(rewards, valid)
     assert torch.allclose(plain, group_advantages(scale * rewards + offset, valid), atol=1e-3)

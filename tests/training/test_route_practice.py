@@ -14,8 +14,10 @@ import pytest
 import torch
 from tabular import SPEEDS, Tabular
 
+from vla_models import report
 from vla_models.config import VLAConfig
 from vla_models.errors import NotImplementedByModel, SceneError
+from vla_models.frameworks.run_folder import FrameworkRun
 from vla_models.interface import VLAForDriving, VLAInterface, VLAPrediction
 from vla_models.models.tiny_vla import TinyVLA
 from vla_models.scenes.bench2drive.made_routes import generate_route
@@ -289,7 +291,7 @@ def comparable(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_to_the_same_end(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = PPO if algorithm == "ppo" else ("algorithm.kl_coef=0.01",)
     whole = run(tmp_path / "whole", *overrides)
@@ -335,6 +337,23 @@ def test_rl_learns_to_drive_on(algorithm: str) -> None:
         learner.learn(batch, step, np.random.default_rng(step))
         progress.append(batch.log["term/progress"])
     assert np.mean(progress[-5:]) > 1.3 * np.mean(progress[:5])
+
+
+def test_a_frameworks_run_starts_and_ends_like_a_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "write_report", lambda run: None)  # its films have tests of their own
+    settings = config(f"output_dir={tmp_path}", "framework=rlinf", "training.steps=1")
+    framework = FrameworkRun(settings)
+    framework.prepare()
+    assert isinstance(VLAForDriving.from_pretrained(framework.start), TinyVLA)
+    framework.write("rl", 1, {"reward_mean": 0.1})
+    framework.keep_checkpoint(1, framework.model.state_dict())
+    framework.finish(1, dict)
+    assert [(row["phase"], row["step"]) for row in read_metrics(framework.path)] == [
+        ("imitation", 1), ("imitation", 2), ("imitation", 3), ("eval", 0), ("rl", 1), ("eval", 1),
+    ]  # fmt: skip
+    summary = json.loads((framework.path / "summary.json").read_text())
+    assert list(summary["heldout"]) == ["constant_velocity", "imitation", "rl", "rule_based"]
+    assert summary["heldout"]["rl"] == summary["heldout"]["imitation"], "the weights were left as they are"
 
 
 # -- the expert ------------------------------------------------------------------------------------------------------------

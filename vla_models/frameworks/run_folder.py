@@ -119,11 +119,17 @@ class FrameworkRun:
 
     def keep_model(self, step: int, model: VLAInterface) -> Path:
         """As ``keep_checkpoint``, of a model that holds the framework's weights already; it is ``model`` from now on."""
-        self.model = model
+        self.replace_model(model)
         folder = self.path / "checkpoints" / f"update-{step:07d}"
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)
         return folder
+
+    def replace_model(self, model: VLAInterface) -> None:
+        """Go on with another model: the same one around weights that a framework has in another form."""
+        self.model = model
+        if self._trainer is not None:
+            self._trainer.model = model
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put a framework's weights (names as in the model's own state dict) into ``model``."""

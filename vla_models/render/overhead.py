@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -136,12 +137,16 @@ class StreetMap:
         draw = PIL.ImageDraw.Draw(picture)
         reach = float(np.hypot(width / 2.0, max(behind, 1.0 - behind) * height)) / scale
         away = np.hypot(*(self._middles - moment.ego[:2]).T) if len(self._middles) else np.zeros(0)
-        for k in np.flatnonzero(away < reach + self._radii).tolist():
-            shape = self._shapes[k]
+        shapes = [self._shapes[k] for k in np.flatnonzero(away < reach + self._radii)]
+        pixels = view(np.concatenate([np.zeros((0, 2)), *(shape.points for shape in shapes)]))
+        end = 0
+        for shape in shapes:
+            begin, end = end, end + len(shape.points)
+            line = pixels[begin:end]
             if shape.width:
-                draw.line(view(shape.points), shape.colour, max(1, round(shape.width * scale)))
+                draw.line(line, shape.colour, max(1, round(shape.width * scale)))
             else:
-                draw.polygon(view(shape.points), shape.colour)
+                draw.polygon(line, shape.colour)
         near = np.hypot(*(moment.route - moment.ego[:2]).T) < reach
         if near.sum() > 1:
             first, last = np.flatnonzero(near)[[0, -1]]
@@ -156,13 +161,13 @@ class StreetMap:
             for x, y in line[1:]:
                 _dot(draw, x, y, 0.42 * scale, PLAN, "#ffffff")
         _draw_box(draw, view, moment.ego_box, EGO, "#ffffff", front="#8fd3ff")
-        font = PIL.ImageFont.load_default(13 * _SAMPLES)
         for x, y, word in moment.marks:
             ((px, py),) = view([[x, y]])
             r = 0.9 * scale
             draw.line([(px - r, py - r), (px + r, py + r)], MARK, round(0.4 * scale))
             draw.line([(px - r, py + r), (px + r, py - r)], MARK, round(0.4 * scale))
-            draw.text((px + 1.5 * r, py), word, MARK, font, anchor="lm", stroke_width=2 * _SAMPLES, stroke_fill="#ffffff")
+            at, edge = (px + 1.5 * r, py), 2 * _SAMPLES
+            draw.text(at, word, MARK, font(13 * _SAMPLES), anchor="lm", stroke_width=edge, stroke_fill="#ffffff")
         return picture.reduce(_SAMPLES)
 
     def _lights(self, draw: PIL.ImageDraw.ImageDraw, view: _View, states: npt.NDArray[np.int8]) -> None:
@@ -175,6 +180,12 @@ class StreetMap:
         for x, y in view(graph.stop_pose):
             corners = [(x + 0.7 * scale * np.cos(a), y + 0.7 * scale * np.sin(a)) for a in np.pi / 4.0 * (np.arange(8) + 0.5)]
             draw.polygon(corners, _STOP, "#ffffff", max(1, round(0.12 * scale)))
+
+
+@lru_cache(maxsize=16)
+def font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+    """Pillow's own font, ``size`` pixels high."""
+    return PIL.ImageFont.load_default(size)
 
 
 def _draw_box(draw: PIL.ImageDraw.ImageDraw, view: _View, box: FloatArray, fill: str, edge: str, front: str | None) -> None:

@@ -13,18 +13,17 @@ from typing import Final
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 
 from vla_models.envs.bench2drive import Bench2DriveEnv
 from vla_models.envs.route_views import RouteCameras, light_states_now
 from vla_models.errors import ConfigError, MissingDependency
 from vla_models.files import atomic_path
-from vla_models.render.overhead import INK, MARK, STYLES, Moment, StreetMap
+from vla_models.render.overhead import INK, MARK, STYLES, Moment, StreetMap, font
 from vla_models.render.rigs import bench2drive_cameras
 from vla_models.report.drives import Drive, Shot, play
 from vla_models.scenes.surroundings import surroundings
 from vla_models.scenes.towns import load_town
-from vla_models.scoring.bench2drive.events import FAILURES, KIND, OTHER, PENALTIES, PLACE_X, PLACE_Y, TICK, VALUE, Event
+from vla_models.scoring.bench2drive.events import FAILURES, KIND, PENALTIES, PLACE_X, PLACE_Y, TICK, VALUE, Event
 from vla_models.scoring.bench2drive.rewards import standing
 from vla_models.simulation.tables import TICK as TICK_SECONDS
 from vla_models.simulation.tables import Kind
@@ -187,11 +186,11 @@ class _Painter:
             kind = Event(int(row[KIND]))
             colour = _GOOD if kind == Event.ROUTE_COMPLETED else MARK
             _text(draw, (left, y), f"{row[TICK] * TICK_SECONDS:5.1f} s", 14, colour)
-            _text(draw, (left + 60, y), _short(WORDS[kind], 40) + _cost(kind, float(row[VALUE]), float(row[OTHER])), 14, colour)
+            _text(draw, (left + 60, y), WORDS[kind] + _cost(kind, float(row[VALUE])), 14, colour)
             y += 21
 
 
-def _cost(kind: Event, value: float, other: float) -> str:
+def _cost(kind: Event, value: float) -> str:
     """What an event does to the score."""
     if kind == Event.OUTSIDE_ROUTE_LANES:
         return f"  x {1.0 - value / 100.0:.2f}"
@@ -208,13 +207,13 @@ def _legend(picture: PIL.Image.Image, kinds: Sequence[str]) -> None:
         y = picture.height - 14 - 17 * (len(shown) - 1 - k)
         fill, edge = STYLES[name]
         draw.rectangle([9, y - 5, 19, y + 5], fill, edge)
-        draw.text((25, y), name, INK, PIL.ImageFont.load_default(13), anchor="lm", stroke_width=2, stroke_fill=_PAPER)
+        draw.text((25, y), name, INK, font(13), anchor="lm", stroke_width=2, stroke_fill=_PAPER)
 
 
 def _text(
     draw: PIL.ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, anchor: str = "la"
 ) -> None:
-    draw.text(at, text, colour, PIL.ImageFont.load_default(size), anchor=anchor)
+    draw.text(at, text, colour, font(size), anchor=anchor)
 
 
 def _short(text: str, most: int) -> str:

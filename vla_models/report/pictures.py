@@ -103,6 +103,7 @@ def learning_curve(run: Run) -> bytes | None:
         axis.plot(steps, smoothed(reward), color="#74a9e8", lw=1.8)
         if own:
             axis.tick_params(colors="#4a86d0", labelsize=8, length=0)
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))  # there is no room for more digits
             axis.set_frame_on(False)
         label = "reward of sampled plans (training scenes" + (", right-hand scale)" if own else ")")
         right.plot([], [], color="#74a9e8", lw=1.8, label=label)
@@ -167,11 +168,13 @@ def _small_curves(
         _plain(ax, title)
         if len(steps):
             ax.plot(steps, values, color=colour, lw=0.6, alpha=0.3)
-            ax.plot(steps, smoothed(values), color=colour, lw=1.6, alpha=0.8)
+            ax.plot(steps, smoothed(values), color=colour, lw=1.6, alpha=0.8, marker="." if len(steps) == 1 else None)
         ax.plot(eval_steps, scores, color=_INK, lw=1.0, ls=":", marker="o", ms=4.5, mfc=colour, mec="white")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         top, low = max([least_top, *values, *scores]), min([*values, *scores])
-        low -= 0.1 * (top - low) + 0.02 * max(abs(top), least_top)
-        ax.set_ylim(low if bottom is None else max(bottom, low), top + 0.03 * (top - low) + 0.005 * max(abs(top), least_top))
+        scale = max(abs(top), abs(low), least_top) or 1.0
+        low -= 0.1 * (top - low) + 0.02 * scale
+        ax.set_ylim(low if bottom is None else max(bottom, low), top + 0.03 * (top - low) + 0.005 * scale)
     return _png(figure)
 
 

@@ -50,9 +50,11 @@ def expert_record(model: VLAInterface, env: Bench2DriveEnv, dataset: str, *, see
     speed = np.array([(given.ego_state or {})["speed"] for given in inputs])
     model.fit_statistics(dataset, decided, speed)
     chunks: list[dict[str, Tensor]] = []
-    for start in range(0, len(inputs), _CHUNK):
+    inputs.reverse()  # what is encoded is let go, from the end: pictures of thousands of decisions are not held twice
+    for start in range(0, len(decided), _CHUNK):
         with torch.no_grad():
-            chunks.append(record_from_plans(inputs[start : start + _CHUNK], decided[start : start + _CHUNK]))
+            part = [inputs.pop() for _ in range(min(_CHUNK, len(inputs)))]
+            chunks.append(record_from_plans(part, decided[start : start + _CHUNK]))
     return join_records(chunks)
 
 

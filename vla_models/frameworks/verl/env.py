@@ -43,7 +43,7 @@ class Decision:
     """What one plan of one trajectory led to."""
 
     observation: Packed
-    """[1] what is seen next."""
+    """[1] what is seen next (the last decision of an episode has what was seen before it)."""
     reward: float
     over: bool
     totals: dict[str, float]
@@ -160,7 +160,7 @@ class EpisodePool:
                         members[i].fail(EpisodeFailed(f"scene {members[i].scene}: {why}"))
                         continue
                     over = bool(step.terminated[i] | step.truncated[i])
-                    seen = row_of(layout, step.observation, i)
+                    seen = members[i].observation if over else row_of(layout, step.observation, i)
                     members[i].tell(Decision(seen, float(step.rewards[i]), over, totals))
             self._idle.append(episodes)
         except Exception as e:  # a stranger's environment may raise anything; its trajectories are dropped and counted

@@ -220,7 +220,7 @@ def evaluation_of(numbers: Mapping[str, float]) -> dict[str, float]:
 def row_of(numbers: Mapping[str, float], step: int) -> dict[str, float]:
     """One row of metrics.jsonl from everything that verl logged in a step."""
     loss = numbers.get("actor/pg_loss", math.nan)
-    if not math.isfinite(loss) or not math.isfinite(numbers.get("actor/grad_norm", 0.0)):
+    if not math.isfinite(loss) or not math.isfinite(numbers.get("actor/grad_norm", math.nan)):  # verl writes NaN as null
         raise DivergenceError(f"rl step {step}: the loss is {loss}; lower training.optimizer.lr, or resume with another seed")
     own = {key.removeprefix("vla_models/"): value for key, value in numbers.items() if key.startswith("vla_models/")}
     named = {_NAMES[key]: value for key, value in numbers.items() if key in _NAMES}

@@ -1,0 +1,1 @@
+"""One training step through the adapters of each framework, for ``benchmarks/frameworks.py``: a module each, with ``step``."""

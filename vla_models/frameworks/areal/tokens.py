@@ -1,0 +1,159 @@
+"""The token route: a vision-language model writes its plan through AReaL's own engine, on SGLang or vLLM.
+
+``hf_vlm`` says how a scene is asked (its prompt and pictures) and what an answer means (``parse``); generation,
+log-probabilities and weight versions, one for each token, are AReaL's. Answers are free here: an inference server knows nothing
+of the grammar that ``predict`` keeps, so some are no plans, and are rewarded as ``reward.invalid`` says.
+
+The weights live in plain transformers checkpoints (``HFVLM.export``), in which action tokens are rows of the usual tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from areal.api import ModelRequest
+from areal.api.cli_args import GenerationHyperparameters
+from areal.engine.core.model import VALID_VISION_MODELS
+from torch import Tensor
+
+from vla_models.errors import ConfigError
+from vla_models.frameworks.areal.recording import plain_folder
+from vla_models.frameworks.areal.sequences import Row
+from vla_models.inputs import VLAInput
+from vla_models.interface import VLAForDriving, VLAInterface
+from vla_models.model_registry import create_model
+from vla_models.models.vlm.base import SETTINGS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from vla_models.config import VLAConfig
+    from vla_models.models.hf_vlm import HFVLM
+
+
+class TokenPolicy:
+    """A model that writes its plans, through AReaL's inference engine.
+
+    settings: ``model`` is a checkpoint that ``save_pretrained`` wrote; its weights are not used for deciding.
+    """
+
+    def __init__(self, config: VLAConfig, settings: Mapping[str, Any]) -> None:
+        self.model = writer(VLAForDriving.from_pretrained(settings["model"]))
+        self.tokenizer = self.model.tokenizer
+        grammar = self.model.grammar
+        assert grammar is not None
+        self.generation = GenerationHyperparameters(
+            n_samples=1,
+            max_new_tokens=grammar.most,
+            temperature=config.algorithm.temperature,
+            stop_token_ids=[grammar.end],
+            skip_special_tokens=False,
+        )
+
+    async def decide(self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool) -> tuple[Any, list[Row]]:
+        """See ``driving.Policy``."""
+        asked = [self.ask(given) for given in inputs for _ in range(samples)]
+        options = self.generation.new(greedy=True) if deterministic else self.generation
+        answers = await asyncio.gather(*(engine.agenerate(self._request(prompt, options)) for prompt in asked))
+        speed = [prompt["speed"] for prompt in asked]
+        plans, valid = self.model.parse([answer.output_tokens for answer in answers], speed)
+        plans = np.where(np.asarray(valid)[:, None, None], np.asarray(plans, dtype=np.float32), np.float32(np.nan))
+        if deterministic:
+            return plans, []
+        return plans, [self.row(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
+
+    def ask(self, given: VLAInput) -> dict[str, Any]:
+        """A prompt: ``ids`` (a token for each patch of a picture), ``pictures`` uint8 [N, H, W, 3], ``messages``, ``speed``."""
+        encoded = self.model.prompts.encode([given])
+        return {
+            "ids": encoded["input_ids"][0][encoded["attention_mask"][0].bool()],
+            "pictures": encoded["pixel_values"],
+            "messages": self.model.build_messages(given),
+            "speed": float(encoded["speed"][0]),
+        }
+
+    def row(self, prompt: Mapping[str, Any], answer: Any) -> Row:
+        """AReaL's answer to a prompt as a sequence."""
+        ids: Tensor = prompt["ids"]
+        written = torch.tensor(answer.output_tokens, dtype=torch.int64)
+        nothing = torch.zeros(len(ids))
+        family = self.model.backbone.family
+        packed = family.pack(prompt["pictures"], torch.float32, teacher=False)
+        return Row(
+            ids=torch.cat([ids, written]),
+            logprobs=torch.cat([nothing, torch.tensor(answer.output_logprobs, dtype=torch.float32)]),
+            counts=torch.cat([nothing, torch.ones(len(written))]).bool(),
+            versions=torch.cat([nothing.int() - 1, torch.tensor(answer.output_versions, dtype=torch.int32)]),
+            payload=packed,
+            extra={"mm_token_type_ids": torch.cat([(ids == family.image_token_id).long(), torch.zeros_like(written)])},
+        )
+
+    def _request(self, prompt: Mapping[str, Any], options: Any) -> ModelRequest:
+        return ModelRequest(
+            rid=uuid.uuid4().hex,
+            input_ids=prompt["ids"].tolist(),
+            image_data=[_png(picture) for picture in prompt["pictures"][0].numpy()],
+            vision_msg_vllm=[prompt["messages"]],
+            gconfig=options.new(),
+            tokenizer=self.tokenizer,
+        )
+
+
+def writer(model: VLAInterface) -> HFVLM:
+    """``model``, if AReaL's engines can train what it writes; ``ConfigError`` says what else to do."""
+    from vla_models.models.hf_vlm import HFVLM
+
+    problem = None
+    if not isinstance(model, HFVLM):
+        problem = f"{type(model).__name__} is no hf_vlm"
+    elif model.head is not None or model.grammar is None:
+        problem = f"its {model.spec.head} head draws plans from the hidden state, which no inference server does"
+    elif model.learn != "all":
+        problem = f"model.options.learn is {model.learn!r}, and AReaL learns from all that was written"
+    else:
+        kind = model.backbone.model.config.model_type
+        if kind not in VALID_VISION_MODELS:
+            problem = f"AReaL trains {', '.join(VALID_VISION_MODELS)}, not {kind}"
+    if problem is not None:
+        raise ConfigError(f"framework_options.vla.route: tokens cannot be used: {problem}; use route: record")
+    return cast("HFVLM", model)
+
+
+def export(model: VLAInterface, folder: Path) -> Path:
+    """What AReaL's engine and an inference server load: a plain transformers checkpoint."""
+    return writer(model).export(folder)
+
+
+def adopt(config: VLAConfig, folder: Path) -> VLAInterface:
+    """The driving model around a plain checkpoint: ``export`` the other way round."""
+    arguments = config.model.arguments()
+    language = {"base_model": str(folder)}  # adapters were merged
+    arguments = {**arguments, "language_model": language}
+    return create_model(config.model.name, **arguments)
+
+
+def read_weights(config: VLAConfig, run: Path, step: int) -> dict[str, Tensor]:
+    """The driving model's weights after ``step`` updates, from what ``TokenTrainer`` wrote; the checkpoints before it go."""
+    folder = plain_folder(run, step)
+    shutil.copy(run / "areal" / "start" / SETTINGS, folder)  # how pictures are prepared: AReaL does not know it
+    weights: dict[str, Tensor] = adopt(config, folder).state_dict()
+    for older in sorted((run / "areal").glob("plain-*"))[:-1]:
+        shutil.rmtree(older)
+    return weights
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> str:
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(picture).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
