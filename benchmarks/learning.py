@@ -19,7 +19,6 @@ runs nothing: it puts what was measured with this configuration in all framework
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -57,13 +56,8 @@ def on_cpu(framework: str) -> bool:
     folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
     if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
         return False
+    os.environ |= json.loads((folder / "cpu_shim.json").read_text())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    variables = folder / "cpu_shim.json"
-    if variables.exists():
-        os.environ |= json.loads(variables.read_text())
-    else:  # they name the file's own place
-        sys.path.insert(0, str(folder))
-        os.environ |= importlib.import_module("cpu_shim").environment()
     return True
 
 

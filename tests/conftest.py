@@ -35,6 +35,7 @@ def registry(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     monkeypatch.setattr(VLAModelRegistry, "_models", dict(VLAModelRegistry._models))
     monkeypatch.setattr(VLAModelRegistry, "_adapters", copy.deepcopy(VLAModelRegistry._adapters))
     monkeypatch.setattr(VLAModelRegistry, "_env_adapters", copy.deepcopy(VLAModelRegistry._env_adapters))
+    monkeypatch.setattr(VLAModelRegistry, "_frameworks", dict(VLAModelRegistry._frameworks))
     return VLAModelRegistry
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vla_models.model_registry import VLAModelRegistry as VLAModelRegistry
     from vla_models.model_registry import create_model as create_model
     from vla_models.model_registry import register_env_adapter as register_env_adapter
+    from vla_models.model_registry import register_framework as register_framework
     from vla_models.model_registry import register_framework_adapter as register_framework_adapter
     from vla_models.model_registry import register_vla_model as register_vla_model
 
@@ -34,6 +35,7 @@ _EXPORTS = {
     "VLAConfig": "config",
     "VLAModelRegistry": "model_registry",
     "register_vla_model": "model_registry",
+    "register_framework": "model_registry",
     "register_framework_adapter": "model_registry",
     "register_env_adapter": "model_registry",
     "create_model": "model_registry",

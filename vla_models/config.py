@@ -27,15 +27,14 @@ from vla_models.config_sections import (
 )
 from vla_models.errors import ConfigError, did_you_mean
 from vla_models.files import atomic_path
+from vla_models.model_registry import BUILTIN_FRAMEWORKS, VLAModelRegistry
 from vla_models.yaml_source import YamlSource, dump
 
 if TYPE_CHECKING:
     from vla_models.interface import VLAInterface
 
-__all__ = ["BACKENDS", "FRAMEWORKS", "VLAConfig"]
+__all__ = ["BACKENDS", "VLAConfig"]
 
-FRAMEWORKS = ("local", "areal", "rlinf", "verl", "siirl")
-"""Frameworks of this package; a registered framework adapter adds its own."""
 CONTINUOUS = ("gaussian", "waypoint", "flow", "ddim")
 """Heads (``VLASpec.head``) whose actions are numbers, not tokens."""
 NAVSIM_HORIZON_S = 4.0
@@ -125,11 +124,9 @@ class VLAConfig(Section):
     @field_validator("framework")
     @classmethod
     def _known_framework(cls, value: str) -> str:
-        if value not in FRAMEWORKS:
-            from vla_models.model_registry import VLAModelRegistry
-
+        if value not in BUILTIN_FRAMEWORKS:
             known = {
-                *FRAMEWORKS,
+                *VLAModelRegistry.list_frameworks(),
                 *VLAModelRegistry.list_adapters(),
                 *(f for fs in VLAModelRegistry.list_env_adapters().values() for f in fs),
             }

@@ -1,4 +1,4 @@
-"""Names for models, framework adapters and environment adapters, and the decorators that register them.
+"""Names for models, frameworks, framework adapters and environment adapters, and the decorators that register them.
 
 Registries are plain dicts by name, so a new framework or environment is one more key. Built-in models are imported when they
 are first asked for; third-party packages announce a module under the entry-point group ``vla_models.plugins``, which is
@@ -13,6 +13,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -30,6 +31,9 @@ BUILTIN_MODELS: Mapping[str, str] = {
 }
 """Models of this package: name -> module whose import registers it."""
 
+BUILTIN_FRAMEWORKS = ("local", "areal", "rlinf", "verl", "siirl")
+"""Frameworks of this package (``vla_models.frameworks`` finds their launchers)."""
+
 BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
     ("navsim", "areal"): "vla_models.frameworks.areal.env:AReaLNavSimAdapter",
     ("bench2drive", "areal"): "vla_models.frameworks.areal.env:AReaLBench2DriveAdapter",
@@ -45,6 +49,16 @@ BUILTIN_ENV_ADAPTERS: Mapping[tuple[str, str], str] = {
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Framework:
+    """How runs are started in a framework that this package does not have."""
+
+    launch: Callable[..., Path]
+    """``launch(config, *, resume=None) -> Path``: trains, and returns the run's folder."""
+    dry_run: Callable[..., str] | None = None
+    """``dry_run(config) -> str``: what to tell the user instead of starting; None where the framework has nothing to write."""
+
+
 class VLAModelRegistry:
     """The registries. Class-level: there is one for the whole process, and no instance of it."""
 
@@ -54,6 +68,8 @@ class VLAModelRegistry:
     """framework -> model name -> adapter: what a model brings for one framework instead of the generic adapter."""
     _env_adapters: ClassVar[dict[str, dict[str, Any]]] = {}
     """environment -> framework -> adapter class."""
+    _frameworks: ClassVar[dict[str, Framework]] = {}
+    """framework -> how it is started; built-in ones are not among them."""
     _plugin_errors: ClassVar[dict[str, str] | None] = None
     """plugin -> why it could not be imported; None until plugins were looked for."""
     _lock: ClassVar[threading.RLock] = threading.RLock()
@@ -87,6 +103,15 @@ class VLAModelRegistry:
         """Register what translates environment ``env`` for ``framework``."""
         _put(cls._env_adapters.setdefault(env, {}), framework, adapter, f"{framework} adapter of environment {env!r}", override)
         return adapter
+
+    @classmethod
+    def register_framework(
+        cls, name: str, launch: Callable[..., Path], dry_run: Callable[..., str] | None = None, override: bool = False
+    ) -> None:
+        """Register a framework: ``framework: <name>`` in a configuration then starts ``launch``."""
+        if name in BUILTIN_FRAMEWORKS:
+            raise RegistryError(f"framework {name!r} is built in; choose another name")
+        _put(cls._frameworks, name, Framework(launch, dry_run), f"framework {name!r}", override)
 
     # -- looking up ------------------------------------------------------------------------------------------------------
 
@@ -125,6 +150,18 @@ class VLAModelRegistry:
             return own[framework]
         module, name = BUILTIN_ENV_ADAPTERS[env, framework].split(":")
         return getattr(importlib.import_module(module), name)
+
+    @classmethod
+    def get_framework(cls, name: str) -> Framework | None:
+        """How a registered framework is started; None for built-in and unknown ones."""
+        cls.load_plugins()
+        return cls._frameworks.get(name)
+
+    @classmethod
+    def list_frameworks(cls) -> list[str]:
+        """Names of all frameworks, built-in ones first (they may be missing from this installation)."""
+        cls.load_plugins()
+        return [*BUILTIN_FRAMEWORKS, *sorted(cls._frameworks)]
 
     @classmethod
     def list_models(cls) -> list[str]:
@@ -180,8 +217,9 @@ def _put(registry: dict[str, Any], name: str, value: Any, what: str, override: b
     if not isinstance(name, str) or not name:
         raise RegistryError(f"{what}: a name must be a non-empty string")
     present = registry.get(name, value)
-    if present is not value and not override:
-        where = f"{getattr(present, '__module__', '?')}.{getattr(present, '__qualname__', present)}"
+    if present != value and not override:
+        there = present.launch if isinstance(present, Framework) else present
+        where = f"{getattr(there, '__module__', '?')}.{getattr(there, '__qualname__', there)}"
         raise RegistryError(f"{what} is already registered ({where}); choose another name or pass override=True")
     registry[name] = value
 
@@ -199,6 +237,21 @@ def register_framework_adapter(framework: str, model: str, override: bool = Fals
 def register_env_adapter(env: str, framework: str, override: bool = False) -> Callable[[T], T]:
     """Class decorator: ``@register_env_adapter("navsim", "areal")``."""
     return lambda adapter: VLAModelRegistry.register_env_adapter(env, framework, adapter, override)
+
+
+def register_framework(
+    name: str, dry_run: Callable[..., str] | None = None, override: bool = False
+) -> Callable[[Callable[..., Path]], Callable[..., Path]]:
+    """Decorator of a function ``launch(config, *, resume=None) -> Path``: ``@register_framework("my_trainer")``.
+
+    ``framework: my_trainer`` in a configuration then starts it. ``dry_run(config) -> str`` answers ``train --dry-run``.
+    """
+
+    def register(launch: Callable[..., Path]) -> Callable[..., Path]:
+        VLAModelRegistry.register_framework(name, launch, dry_run, override)
+        return launch
+
+    return register
 
 
 def create_model(name: str, model_path: str | Path | None = None, **options: Any) -> VLAInterface:

@@ -25,9 +25,9 @@ def step(config: VLAConfig, folder: Path) -> Step:
     from dacite import from_dict
     from siirl.params import ActorRolloutRefArguments
     from tensordict import TensorDict
-    from vla_models.frameworks.siirl.worker import DriveWorker
 
     from vla_models.frameworks.probing import lay_out
+    from vla_models.frameworks.siirl.worker import DriveWorker
 
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)

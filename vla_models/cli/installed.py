@@ -16,7 +16,7 @@ def list_all() -> None:
     """Show models, frameworks and environments, which go together, and what is missing."""
     from rich.table import Table
 
-    from vla_models.config import BACKENDS, FRAMEWORKS
+    from vla_models.config import BACKENDS
     from vla_models.model_registry import VLAModelRegistry
 
     terminal = console()
@@ -32,7 +32,7 @@ def list_all() -> None:
     terminal.print(models, "")
 
     environments = sorted({*BACKENDS, *VLAModelRegistry.list_env_adapters()})
-    frameworks = list(dict.fromkeys([*FRAMEWORKS, *VLAModelRegistry.list_adapters()]))
+    frameworks = list(dict.fromkeys([*VLAModelRegistry.list_frameworks(), *VLAModelRegistry.list_adapters()]))
     pairs = Table(
         "framework", *environments, title="Frameworks × environments", title_justify="left", box=None, header_style="bold"
     )
@@ -70,12 +70,12 @@ def _pair(framework: str, env: str) -> str:
     import importlib.util
 
     from vla_models.doctor import FRAMEWORK_PACKAGES, installed_version
-    from vla_models.frameworks import launch_module
+    from vla_models.frameworks import can_start
     from vla_models.model_registry import VLAModelRegistry
 
-    if launch_module(framework) is None:
+    if not can_start(framework):
         return "[dim]– not in this version[/]"
-    if framework != "local" and installed_version(FRAMEWORK_PACKAGES.get(framework, framework)) is None:
+    if framework in FRAMEWORK_PACKAGES and installed_version(FRAMEWORK_PACKAGES[framework]) is None:
         return f"[yellow]{framework} is not installed: make env-{framework}[/]"
     known = framework in VLAModelRegistry.list_env_adapters().get(env, [])
     if known or (framework == "local" and importlib.util.find_spec(f"vla_models.envs.{env}") is not None):

@@ -12,7 +12,7 @@ import pytest
 from vla_models.frameworks.areal.compat import installed
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent):
+for folder in (HERE, HERE.parent, HERE.parents[2] / "examples"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

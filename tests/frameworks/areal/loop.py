@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bring_your_own_model  # noqa: F401 - registers my_vla
 import small_models  # noqa: F401 - registers models
 import torch
 from areal.api import FinetuneSpec
@@ -24,7 +25,7 @@ from vla_models.frameworks.areal.runner import structured
 from vla_models.frameworks.areal.workflow import DrivingWorkflow
 from vla_models.frameworks.probing import lay_out
 from vla_models.inputs import VLASpec
-from vla_models.model_registry import create_model
+from vla_models.model_registry import VLAModelRegistry, create_model, register_env_adapter
 
 
 class GoldenNavSim(AReaLNavSimAdapter):
@@ -46,9 +47,16 @@ class CrashingBench2Drive(ToyBench2Drive):
     crashing = True
 
 
-ENVIRONMENTS: dict[str, Any] = {"navsim": GoldenNavSim, "bench2drive": ToyBench2Drive}
-SCENES = {"navsim": [scene.token for scene in visible_scenes(6)[:4]], "bench2drive": ["go0", "go1", "go2", "go3"]}
-HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow")
+register_env_adapter("toy_drive", "areal")(ToyBench2Drive)  # an environment that only the framework knows
+ENVIRONMENTS: dict[str, Any] = {"navsim": GoldenNavSim, "bench2drive": AReaLBench2DriveAdapter, "toy_drive": ToyBench2Drive}
+BENCH2DRIVE = {
+    "train_towns": ["Town01"], "heldout_towns": ["Town02"], "train_scenes": 4, "heldout_scenes": 2,
+    "scenario_types": ["DynamicObjectCrossing", "VanillaSignalizedTurnEncounterRedLight"],
+    "max_ticks": 40, "camera": {"width": 32, "height": 24},
+}  # fmt: skip
+"""Four short episodes of four decisions on real routes."""
+SCENES = {"navsim": [scene.token for scene in visible_scenes(6)[:4]]}
+HEADS = ("small_tokens", "small_gaussian", "small_flow", "tiny_vla", "tiny_vla/gaussian", "tiny_vla/flow", "my_vla")
 
 
 def configuration(environment: str, model: str, *overrides: str) -> VLAConfig:
@@ -57,16 +65,17 @@ def configuration(environment: str, model: str, *overrides: str) -> VLAConfig:
     if name == "tiny_vla":
         options = {"dim": 32, "layers": 1, "heads": 2, "image_size": [32, 64]}
     elif name.startswith("small"):
-        options = {"horizon": 8 if environment == "navsim" else HORIZON}
+        options = {"horizon": HORIZON if environment == "toy_drive" else 8}
     section = {"name": name, "options": options} | ({"policy_head": {"type": head}} if head else {})
     # untrained plans score 0 almost always; these terms tell them apart
     weights = {"off_road": -1.0, "wrong_way": -1.0, "comfort": 0.5, "ttc": 0.5} if environment == "navsim" else {"success": 1.0}
-    reward = {"type": "driving", "weights": weights}
+    reward = {"type": "driving_score"} if environment == "bench2drive" else {"type": "driving", "weights": weights}
     data: dict[str, Any] = {
         "framework": "areal",
         "seed": 1,
         "model": section,
-        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
+        "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2}
+        | (BENCH2DRIVE if environment == "bench2drive" else {}),
         "reward": reward,
         "algorithm": {"group_size": 4},
         "training": {
@@ -120,15 +129,20 @@ class Setting:
 
 
 def setting(folder: Path, config: VLAConfig, adapter: Any = None, monkeypatch: Any = None) -> Setting:
-    from vla_models.model_registry import VLAModelRegistry
-
     adapter = adapter or ENVIRONMENTS[config.environment.type]
     monkeypatch.setitem(VLAModelRegistry._env_adapters, config.environment.type, {"areal": adapter})
     config.to_yaml(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(config.model.name, **config.model.arguments())
     start = model.save_pretrained(folder / "start")
-    layout = lay_out(config, model, adapter.make_env)
+    scenes: list[str] = []
+
+    def make_env(*args: Any) -> VectorEnv:
+        env = adapter.make_env(*args)
+        scenes[:] = env.tokens
+        return env
+
+    layout = lay_out(config, model, make_env)
     native = native_config.make(config, folder, start, folder / "tokenizer", 0)
     native_config.check(native)
     spec = {"horizon": model.spec.horizon, "dt": model.spec.dt, "controller": model.spec.controller}
@@ -146,6 +160,4 @@ def setting(folder: Path, config: VLAConfig, adapter: Any = None, monkeypatch: A
     rollout = VLAInferenceEngine(areal.rollout)
     rollout.initialize(engine_id="0", train_data_parallel_size=1, seed=config.seed)
     actor.connect_engine(rollout, None)
-    return Setting(
-        config, native, DrivingWorkflow(str(folder / "settings.json")), rollout, actor, SCENES[config.environment.type][:2]
-    )
+    return Setting(config, native, DrivingWorkflow(str(folder / "settings.json")), rollout, actor, scenes[:2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -123,7 +122,7 @@ def test_every_head_learns_asynchronously_in_many_decisions(model: str, launch: 
     adapter = type("SlowBench2Drive", (loop.ToyBench2Drive,), {"kind": Slow})
     options = ["framework_options.rollout.max_head_offpolicyness=1", "training.steps=4", "framework_options.vla.threads=4"]
     folder = launch(
-        configuration("bench2drive", model, "training.eval_every=2", "framework_options.vla.environments=4", *options), adapter
+        configuration("toy_drive", model, "training.eval_every=2", "framework_options.vla.environments=4", *options), adapter
     )
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2, 3, 4]
@@ -139,8 +138,6 @@ def test_every_head_learns_asynchronously_in_many_decisions(model: str, launch: 
 @pytest.mark.slow
 def test_a_strangers_model_trains_as_it_is(launch: Launch) -> None:
     """examples/bring_your_own_model.py, with a reference (its KL penalty needs a second engine)."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    importlib.import_module("bring_your_own_model")
     settings = configuration("navsim", "my_vla", "training.imitation.steps=2", "algorithm.kl_coef=0.01")
     folder = launch(settings)
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
@@ -155,31 +152,32 @@ def test_a_run_in_which_nothing_can_be_learned_ends(launch: Launch) -> None:
 
     adapter = type("GoneBench2Drive", (loop.ToyBench2Drive,), {"kind": Crashing})
     with pytest.raises(SceneError, match=r"rejected in a row .* last reason: RuntimeError: the simulator is gone"):
-        launch(configuration("bench2drive", "small_gaussian"), adapter)
+        launch(configuration("toy_drive", "small_gaussian"), adapter)
 
 
 @pytest.mark.slow
 def test_a_dry_run_is_started_by_its_command(tmp_path: Path) -> None:
     """In another process, with a script that registered model and environment."""
-    script = tmp_path / "mine.py"
+    script, parts = tmp_path / "mine.py", ("tests", "tests/frameworks", "tests/frameworks/areal", "examples")
     script.write_text(
         "import sys\n"
-        f"sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/frameworks'), str(ROOT / 'tests/frameworks/areal')]!r}\n"
+        f"sys.path[:0] = {[str(ROOT / part) for part in parts]!r}\n"
         "import loop\n"
         "from vla_models.model_registry import register_env_adapter\n"
-        "register_env_adapter('bench2drive', 'areal')(type('Mine', (loop.ToyBench2Drive,), {'__module__': __name__}))\n"
+        "register_env_adapter('my_world', 'areal')(type('Mine', (loop.ToyBench2Drive,), {'__module__': __name__}))\n"
     )
-    settings = configuration("bench2drive", "small_gaussian", f"output_dir={tmp_path / 'runs'}", "training.eval_every=0")
-    settings.to_yaml(tmp_path / "config.yaml")
+    settings = configuration("toy_drive", "small_gaussian", f"output_dir={tmp_path / 'runs'}", "training.eval_every=0")
+    written = settings.to_yaml(tmp_path / "config.yaml")
+    written.write_text(written.read_text().replace("type: toy_drive", "type: my_world"))  # which only the script knows
     code = (
         "import mine\nfrom vla_models.config import VLAConfig\nfrom vla_models.frameworks import get_dry_run\n"
         f"print(get_dry_run('areal')(VLAConfig.from_yaml({str(tmp_path / 'config.yaml')!r})))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AREAL_", "VLA_MODELS_SOURCES"))}
     environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
-    written = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert written.returncode == 0, written.stderr[-3000:]
-    command = written.stdout.strip().splitlines()[-1].removeprefix("#   ").replace(" python ", f" {sys.executable} ")
+    dry = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    command = dry.stdout.strip().splitlines()[-1].removeprefix("#   ").replace(" python ", f" {sys.executable} ")
     ran = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     folder = Path(ran.stdout.strip().splitlines()[-1])
@@ -200,8 +198,8 @@ def test_a_dry_run_is_started_by_its_command(tmp_path: Path) -> None:
 def test_what_areal_does_not_take_is_named_by_a_dry_run(
     override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(VLAModelRegistry._env_adapters, "bench2drive", {"areal": loop.ToyBench2Drive})
-    settings = configuration("bench2drive", "small_gaussian", f"output_dir={tmp_path}", override)
+    monkeypatch.setitem(VLAModelRegistry._env_adapters, "toy_drive", {"areal": loop.ToyBench2Drive})
+    settings = configuration("toy_drive", "small_gaussian", f"output_dir={tmp_path}", override)
     dry_run = get_dry_run("areal")
     assert dry_run is not None
     with pytest.raises(ConfigError, match=message):

@@ -1,18 +1,14 @@
 """Lets siiRL 0.2.0 run on a CPU, for tests alone: every process that imports this module is told that it may.
 
 siiRL has no CPU path: it asks for an accelerator's collectives, and Ray for a GPU. Here the collectives are gloo's, and Ray is
-told of GPUs that do not exist. This is a test double, not support. ``VLA_MODELS_SOURCES`` brings it into siiRL's processes.
+told of GPUs that do not exist. This is a test double, not support. The variables of ``cpu_shim.json`` bring it into siiRL's
+processes.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
 from typing import Any
-
-GPUS = 2
-"""How many a machine without pretends to have."""
 
 
 def use_cpu() -> None:
@@ -25,12 +21,6 @@ def use_cpu() -> None:
     dagworker: Any = importlib.import_module("siirl.dag_worker.dagworker")
     dagworker.get_nccl_backend = device.get_nccl_backend
     dagworker.get_device_name = lambda: "cuda"  # names a second backend beside the CPU's
-
-
-def environment() -> dict[str, str]:
-    """Variables of a process that starts siiRL on a CPU."""
-    source = {"module": "cpu_shim", "file": str(Path(__file__).resolve())}
-    return {"VLA_MODELS_SOURCES": json.dumps([source]), "RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": GPUS})}
 
 
 use_cpu()

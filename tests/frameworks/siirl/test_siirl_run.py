@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cpu_shim
 import numpy as np
 import pytest
 from loop import BENCH2DRIVE
@@ -21,6 +20,8 @@ from vla_models.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
+
+SHIM = json.loads((HERE / "cpu_shim.json").read_text())
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def config(environment: str, algorithm: str, model: str = "tiny_vla", **changes:
 def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -> subprocess.CompletedProcess[str]:
     settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (cpu_shim.environment() if shim else {})
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (SHIM if shim else {})
     command = [sys.executable, str(HERE / "small_run.py"), str(folder / "config.yaml"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
@@ -115,9 +116,8 @@ def test_a_strangers_model_trains_without_an_adapter_of_its_own(tmp_path: Path) 
     training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
     folder = finished(run(settings.model_copy(update={"training": training}), tmp_path))
     assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
-    assert len([row for row in read_metrics(folder) if row["phase"] == "eval"]) == 1
     summary = json.loads((folder / "summary.json").read_text())
-    assert 0.0 <= summary["subscores"]["rl"]["driving_score"] <= 100.0
+    assert summary["heldout"]["rl"] >= 0.0
 
 
 def test_ppo_in_bench2drive_on_two_ranks(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_ppo_in_bench2drive_on_two_ranks(tmp_path: Path) -> None:
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
     assert changed(start, last) > 1e-5
     assert any(name.startswith("value.") and changed({name: start[name]}, last) > 1e-5 for name in start)
-    assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
+    assert json.loads((folder / "summary.json").read_text())["heldout"]["rl"] >= 0.0
 
 
 def test_a_machine_without_an_accelerator_is_told_so_before_anything_is_made(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 EVERY = pytest.mark.parametrize(
     ("environment", "model"),
-    [*((e, m) for e in ("navsim", "bench2drive") for m in one.HEADS), ("navsim", "tiny_vla/flow"), ("bench2drive", "my_vla")],
+    [*((e, m) for e in ("navsim", "bench2drive") for m in one.HEADS), ("navsim", "tiny_vla/flow"), ("navsim", "my_vla")],
 )
 
 

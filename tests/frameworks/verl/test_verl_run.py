@@ -21,6 +21,11 @@ from vla_models.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
+BENCH2DRIVE = {
+    "train_towns": ["Town01"], "heldout_towns": ["Town02"], "max_ticks": 40, "camera": {"width": 32, "height": 24},
+    "scenario_types": ["DynamicObjectCrossing", "VanillaSignalizedTurnEncounterRedLight"],
+}  # fmt: skip
+"""Short episodes of four decisions on real routes."""
 TOKENS = {
     "vla_models": {"route": "tokens"},
     "actor_rollout_ref": {
@@ -43,8 +48,7 @@ def config(environment: str, algorithm: str, model: dict[str, Any], **more: Any)
             "framework": "verl",
             "name": "small",
             "model": model,
-            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2},
-            "reward": {"type": "pdms"} if navsim else {"type": "driving", "weights": {"success": 1.0}},
+            "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2} | ({} if navsim else BENCH2DRIVE),
             "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, **more.pop("algorithm", {})},
             "training": {
                 "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
@@ -136,7 +140,7 @@ def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that
     assert [row["invalid"] for row in again if row["phase"] == "rl"] == [row["invalid"] for row in learned]
 
 
-def test_ppo_in_a_many_decision_environment(tmp_path: Path) -> None:
+def test_ppo_in_bench2drive(tmp_path: Path) -> None:
     folder = finished(run(config("bench2drive", "ppo", {"name": "small_gaussian", "options": {"horizon": 8}}), tmp_path))
     weights_arrived(folder)
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]

@@ -188,10 +188,10 @@ def check_config(config: VLAConfig) -> None:
         problems.append(f"framework: {config.framework!r} has a launcher of its own; this one runs framework: areal")
     if config.training.steps < 1:
         problems.append("training.steps: AReaL needs at least one update; framework: local can stop after imitation")
-    if algorithm.name != "grpo":
-        problems.append(
-            f"algorithm.name: {algorithm.name} needs a critic, which in AReaL is a second model; use grpo, or framework: local"
-        )
+    if algorithm.name == "ppo":
+        problems.append("algorithm.name: ppo needs a critic, which in AReaL is a second model; use grpo, or framework: local")
+    elif algorithm.name != "grpo":
+        problems.append(f"algorithm.name: {algorithm.name} is not known here; use grpo")
     if algorithm.entropy_coef:
         problems.append("algorithm.entropy_coef: AReaL's loss has no entropy bonus; set it to 0, or use framework: local")
     if algorithm.epochs > 1:

@@ -67,6 +67,9 @@ def run(
         workflows: list[Any] = [DrivingWorkflow(settings, "train"), DrivingWorkflow(settings, "heldout")]
         arguments: dict[str, Any] = {}
         if config.scheduler.type is not None:  # made by the workers
+            log.warning(
+                "scheduler.type %s: AReaL's single-controller mode was never run with vla_models", config.scheduler.type
+            )
             workflows = [f"{DrivingWorkflow.__module__}.{DrivingWorkflow.__name__}"] * 2
             arguments = {
                 "workflow_kwargs": {"settings": settings, "part": "train"},

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from areal import workflow_context
 from areal.api import RolloutWorkflow
@@ -26,9 +26,6 @@ from vla_models.inputs import VLASpec
 from vla_models.model_registry import VLAModelRegistry
 
 log = logging.getLogger(__name__)
-
-REASONS: Final = ("nothing_to_compare", "failed", "timed_out")
-"""Why groups are rejected."""
 
 
 class DrivingWorkflow(RolloutWorkflow):
@@ -54,7 +51,7 @@ class DrivingWorkflow(RolloutWorkflow):
         else:
             self.policy = RecordPolicy(self.config, self.settings)
         self.rejected: Counter[str] = Counter()
-        """Groups that were rejected, by reason (``REASONS``)."""
+        """Groups that were rejected, by reason: nothing_to_compare, failed, timed_out."""
         self.last_failure = ""
         self._pool: EnvironmentPool | None = None
 

@@ -155,7 +155,7 @@ class Listener:
         steps = [int(p.name.removeprefix("global_step_")) for p in tracker.parent.glob("global_step_*")]
         for step in sorted(s for s in steps if self.kept < s <= int(said)):
             read_weights(self.native, self.record, step)
-            self.record.keep_checkpoint(step, self.record.model.state_dict())
+            self.record.keep_model(step, self.record.model)
             self.kept = step
 
 
