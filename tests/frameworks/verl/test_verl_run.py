@@ -41,7 +41,7 @@ TOKENS = {
 pytestmark = pytest.mark.slow
 
 
-def config(environment: str, algorithm: str, model: dict[str, Any], **more: Any) -> VLAConfig:
+def config(environment: str, algorithm: str, model: dict[str, Any], /, **more: Any) -> VLAConfig:
     navsim = environment == "navsim"
     return VLAConfig.from_dict(
         {
