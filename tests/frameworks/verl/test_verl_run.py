@@ -103,7 +103,7 @@ def weights_arrived(folder: Path) -> None:
 def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(tmp_path: Path) -> None:
     model = {"name": "my_vla", "options": {"dim": 32}}  # examples/bring_your_own_model.py, which knows nothing of verl
     settings = config("navsim", "grpo", model, framework_options={"vla_models": {"max_dropped": 0.5}},
-                      algorithm={"entropy_coef": 0.001, "kl_coef": 0.01})  # fmt: skip
+                      algorithm={"kl_coef": 0.01})  # fmt: skip
     broken = visible_scenes(6)[0].token
     folder = finished(run(settings, tmp_path, VLA_TEST_RAISES=broken))
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "verl/native.yaml"):
