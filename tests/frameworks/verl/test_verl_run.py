@@ -41,7 +41,7 @@ TOKENS = {
 pytestmark = pytest.mark.slow
 
 
-def config(environment: str, algorithm: str, model: dict[str, Any], /, **more: Any) -> VLAConfig:
+def config(environment: str, kind: str, model: dict[str, Any], **more: Any) -> VLAConfig:
     navsim = environment == "navsim"
     return VLAConfig.from_dict(
         {
@@ -49,7 +49,7 @@ def config(environment: str, algorithm: str, model: dict[str, Any], /, **more: A
             "name": "small",
             "model": model,
             "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2} | ({} if navsim else BENCH2DRIVE),
-            "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, **more.pop("algorithm", {})},
+            "algorithm": {"name": kind, "group_size": 4, "minibatches": 2, **more.pop("algorithm", {})},
             "training": {
                 "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
                 "optimizer": {"lr": 1e-3}, "imitation": {"steps": 2 if navsim else 0, "batch_size": 4},
