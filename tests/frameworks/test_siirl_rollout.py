@@ -20,7 +20,7 @@ from toy_world import GOALS, HORIZON, ToyDrive
 from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError, NotImplementedByModel
 from vla_models.frameworks.probing import lay_out
-from vla_models.frameworks.siirl.batch import RecordBytes, counted_groups, decision_mask, encode_names, training_batch
+from vla_models.frameworks.siirl.batch import RecordWords, counted_groups, decision_mask, encode_names, training_batch
 from vla_models.frameworks.siirl.embedding import MOMENTS, load_video_embedding, trajectory
 from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter
 from vla_models.frameworks.siirl.policy import build_model, make_optimizer
@@ -62,7 +62,7 @@ def rollout(head: str, kind: Any = Toy, rows: int = 4, worlds: int = 2, **option
     layout = lay_out(config, model, kind.make_env)
     made = [kind(config, "train", rows, model.spec) for _ in range(worlds)]
     return Rollout(
-        model, made, RecordBytes(layout.record), 1 if one else layout.max_decisions, options.pop("asked", Asked()), **options
+        model, made, RecordWords(layout.record), 1 if one else layout.max_decisions, options.pop("asked", Asked()), **options
     )
 
 
@@ -82,7 +82,7 @@ def test_episodes_come_back_in_order_and_their_records_replay(head: str, kind: A
     assert not driven.records[~active].any()
     assert driven.totals["decisions"].tolist() == driven.decisions.tolist()
     np.testing.assert_allclose(driven.totals["return"], driven.returns.numpy(), atol=1e-5)
-    record = r.records.unpack(driven.records[active])
+    record = r.records.unpack(driven.records, active.nonzero())
     out = r.model.evaluate_actions(record, values=True)
     assert driven.values is not None
     torch.testing.assert_close(out["values"].detach(), driven.values[active], atol=1e-5, rtol=0)

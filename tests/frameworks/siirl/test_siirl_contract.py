@@ -129,7 +129,7 @@ def test_a_step_of_training(environment: str, head: str, algorithm: str, tmp_pat
     longest = batch["responses"].shape[1]
     assert batch["responses"].shape == (8, longest, parts)
     assert batch["responses"].dtype == torch.int64
-    assert batch[RECORDS].dtype == torch.uint8
+    assert batch[RECORDS].dtype == torch.int64
     finish = batch["finish_step"]
     assert (finish == 1).all() if environment == "navsim" else (finish >= 1).all()
     rewards = batch["token_level_rewards"].view(8, longest, parts)

@@ -25,7 +25,7 @@ from vla_models.frameworks.siirl.embedding import embed_videos, trajectory
 from vla_models.inputs import VLAInput, VLAPrediction
 
 if TYPE_CHECKING:
-    from vla_models.frameworks.siirl.batch import RecordBytes
+    from vla_models.frameworks.siirl.batch import RecordWords
     from vla_models.frameworks.siirl.embedding import VideoEmbedding
     from vla_models.frameworks.siirl.env import SiirlEnvAdapter
     from vla_models.interface import VLAInterface
@@ -68,7 +68,7 @@ class Rollout:
     Args:
         model: what decides.
         worlds: environments that run side by side.
-        records: how records become bytes.
+        records: how records become words.
         longest: most decisions of an episode.
         asked: sampling and what answers count for.
         embeds: whether embeddings are wanted (SRPO); else they are [B, 1] zeros.
@@ -80,7 +80,7 @@ class Rollout:
         self,
         model: VLAInterface,
         worlds: Sequence[SiirlEnvAdapter],
-        records: RecordBytes,
+        records: RecordWords,
         longest: int,
         asked: Asked,
         *,
@@ -214,7 +214,7 @@ class Rollout:
         chunk.made[live] += 1
 
     def _pack(self, prediction: VLAPrediction) -> Tensor:
-        """The record of some decisions as bytes."""
+        """The record of some decisions as words."""
         if prediction.record is None or prediction.logprobs is None:
             raise NotImplementedByModel(
                 f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
@@ -229,14 +229,14 @@ class Rollout:
         sizes = [len(chunk.ids) for chunk in chunks]
         total, longest = sum(sizes), max(len(chunk.rows) for chunk in chunks)
         width = self.records.width if any(chunk.records for chunk in chunks) else 0
-        records = torch.zeros(total, longest, width, dtype=torch.uint8)
+        records = torch.zeros(total, longest, width, dtype=torch.int64)
         rewards = torch.zeros(total, longest)
         with_values = all(v is not None for chunk in chunks for v in chunk.values)
         values = torch.zeros(total, longest) if with_values else None
         start = 0
         for chunk, size in zip(chunks, sizes, strict=True):
             for at, rows in enumerate(chunk.rows):
-                where = torch.from_numpy(rows + start)
+                where = slice(start, start + size) if len(rows) == size else torch.from_numpy(rows + start)
                 if width:
                     records[where, at] = chunk.records[at]
                 rewards[where, at] = torch.from_numpy(chunk.rewards[at])
