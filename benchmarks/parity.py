@@ -26,6 +26,8 @@ HERE: Final = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 RESULTS: Final = HERE / "results"
+EQUAL: Final = 1e-5
+"""As in ``parities.compare``, which needs torch; ``table`` does not."""
 DOCUMENT: Final = HERE.parent / "docs" / "01_framework_comparison.md"
 FRAMEWORKS: Final = ("rlinf", "verl", "areal", "siirl")
 
@@ -42,9 +44,11 @@ def run(framework: str) -> dict[str, Any]:
             for algorithm in module.ALGORITHMS:
                 found = module.outcome(stored, algorithm)
                 apart = compare.differences(compare.local(stored, algorithm), found)
+                left = compare.differences(module.expected(stored, algorithm), found)
                 numbers = compare.as_json(case, found) if failed else {}
-                cases[f"{case}/{'failed' if failed else 'whole'}/{algorithm}"] = {"apart": _finite(apart), **numbers}
-                print(f"{case} failed={failed} {algorithm}: {apart}", flush=True)
+                key = f"{case}/{'failed' if failed else 'whole'}/{algorithm}"
+                cases[key] = {"apart": _finite(apart), "left": left, **numbers}
+                print(f"{key}: {apart}, left {left}", flush=True)
         found_differences = module.differences()
     return {
         "framework": framework,
@@ -72,7 +76,7 @@ def _finite(apart: dict[str, float]) -> dict[str, float | None]:
 
 
 def agreement(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the largest difference to ``local`` of every quantity."""
+    """Markdown: the largest difference to ``local`` of every quantity, and what is left of it beside what is by design."""
     lines = ["| case | algorithm | quantity | " + " | ".join(results) + " |", "|---|---|---|" + "---|" * len(results)]
     keys = list(dict.fromkeys(key for r in results.values() for key in r["cases"]))
     for key in keys:
@@ -87,8 +91,14 @@ def agreement(results: dict[str, dict[str, Any]]) -> str:
 def _cell(case: dict[str, Any] | None, quantity: str) -> str:
     if case is None:
         return "refused"
-    value = case["apart"][quantity]
-    return "other level" if value is None else "0" if value == 0 else f"{value:.1e}"
+    apart, left = case["apart"][quantity], _number(case["left"][quantity])
+    if apart is None:
+        return f"other level → {left}"
+    return f"{_number(apart)} → {left}" if apart > EQUAL else _number(apart)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.0e}"
 
 
 def by_design(results: dict[str, dict[str, Any]]) -> str:

@@ -105,6 +105,11 @@ def outcome(batch: Batch, algorithm: str) -> Outcome:
     return Prepared(batch, algorithm).outcome()
 
 
+def expected(batch: Batch, algorithm: str) -> Outcome:
+    """``local``'s answer: under the documented setting siiRL has no other."""
+    return local(batch, algorithm)
+
+
 def differences() -> list[Difference]:
     """Where siiRL differs by design, measured on the stored batch."""
     from siirl.dag_worker import core_algos

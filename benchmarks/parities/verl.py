@@ -22,6 +22,7 @@ from parities.compare import (
     distance,
     gradients,
     local,
+    objective,
     policy_apart,
     value_apart,
     where,
@@ -134,6 +135,12 @@ def outcome(batch: Batch, algorithm: str) -> Outcome:
         return Prepared(batch, algorithm, Path(folder)).outcome(SAME)
 
 
+def expected(batch: Batch, algorithm: str) -> Outcome:
+    """``local``'s answer with verl's differences by design: PPO's means run over parts."""
+    ours = local(batch, algorithm)
+    return ours if algorithm == "grpo" else objective(batch, "ppo", _whitened(batch, ours), values_by_part=True)
+
+
 def differences() -> list[Difference]:
     """Where verl differs by design, measured on the stored batch."""
     from verl.trainer.ppo import core_algos
@@ -186,6 +193,18 @@ def differences() -> list[Difference]:
             distance(ours.advantages, same.advantages),
             distance(_whitened(words, ours), same.advantages),
             "local's advantages before normalising, whitened with each decision repeated for its parts",
+        )
+    )
+    weighted = objective(words, "ppo", ours.advantages, values_by_part=True)
+    found.append(
+        Difference(
+            "PPO: value loss over parts",
+            "a decision's value error counts as often as it has parts, because every token has the value",
+            where("verl", core_algos.compute_value_loss, "vf_loss = 0.5 * agg_loss("),
+            "none; the same where all decisions have as many parts",
+            value_apart(ours, same),
+            value_apart(weighted, same),
+            "against local's value loss with each decision repeated for its parts",
         )
     )
     gaussian = read("gaussian")

@@ -55,6 +55,7 @@ def test_no_difference_is_unexplained() -> None:
         for difference in result["differences"]:
             assert difference["before"] > compare.EQUAL >= difference["after"], difference["name"]
         for key, case in result["cases"].items():
+            assert max(case["left"].values()) <= compare.EQUAL, (name, key)
             _, _, algorithm = key.split("/")
             if name != "rlinf" and algorithm == "grpo":
                 assert max(case["apart"].values()) <= compare.EQUAL, (name, key)
