@@ -3,7 +3,7 @@
     python benchmarks/parity.py store         (framework local: samples, scores, and writes benchmarks/parities/batch.npz)
     python benchmarks/parity.py local         (the reference's numbers)
     python benchmarks/parity.py rlinf         (in that framework's environment; also verl, areal, siirl)
-    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into docs/01_framework_comparison.md)
+    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into docs/01 and its twin)
 
 The documented setting (``parities.batch.configuration``): GRPO with groups of four, normalised advantages, clip 0.2/0.28, one
 minibatch and one pass, no KL, no entropy bonus, no dual clip, no value clip, old log-probabilities of sampling. All is compared
@@ -28,7 +28,8 @@ if str(HERE) not in sys.path:
 RESULTS: Final = HERE / "results"
 EQUAL: Final = 1e-5
 """As in ``parities.compare``, which needs torch; ``table`` does not."""
-DOCUMENT: Final = HERE.parent / "docs" / "01_framework_comparison.md"
+DOCUMENTS: Final = tuple(HERE.parent / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
+"""Which hold the tables: English, Chinese."""
 FRAMEWORKS: Final = ("rlinf", "verl", "areal", "siirl")
 
 
@@ -133,8 +134,9 @@ def main() -> None:
     parser.add_argument("what", choices=("store", "local", *FRAMEWORKS, "table"))
     what = parser.parse_args().what
     if what == "table":
-        DOCUMENT.write_text(document(DOCUMENT.read_text(), stored_results()))
-        print(f"written to {DOCUMENT}")
+        for path in DOCUMENTS:
+            path.write_text(document(path.read_text(encoding="utf-8"), stored_results()), encoding="utf-8")
+            print(f"written to {path}")
         return
     if what == "store":
         from parities import batch
