@@ -3,7 +3,7 @@
     python benchmarks/parity.py store         (framework local: samples, scores, and writes benchmarks/parities/batch.npz)
     python benchmarks/parity.py local         (the reference's numbers)
     python benchmarks/parity.py rlinf         (in that framework's environment; also verl, areal, siirl)
-    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into docs/01_framework_comparison.md)
+    python benchmarks/parity.py table         (merges benchmarks/results/parity_*.json into docs/01 and its twin)
 
 The documented setting (``parities.batch.configuration``): GRPO with groups of four, normalised advantages, clip 0.2/0.28, one
 minibatch and one pass, no KL, no entropy bonus, no dual clip, no value clip, old log-probabilities of sampling. All is compared
@@ -26,7 +26,10 @@ HERE: Final = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 RESULTS: Final = HERE / "results"
-DOCUMENT: Final = HERE.parent / "docs" / "01_framework_comparison.md"
+EQUAL: Final = 1e-5
+"""As in ``parities.compare``, which needs torch; ``table`` does not."""
+DOCUMENTS: Final = tuple(HERE.parent / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
+"""Which hold the tables: English, Chinese."""
 FRAMEWORKS: Final = ("rlinf", "verl", "areal", "siirl")
 
 
@@ -42,9 +45,11 @@ def run(framework: str) -> dict[str, Any]:
             for algorithm in module.ALGORITHMS:
                 found = module.outcome(stored, algorithm)
                 apart = compare.differences(compare.local(stored, algorithm), found)
+                left = compare.differences(module.expected(stored, algorithm), found)
                 numbers = compare.as_json(case, found) if failed else {}
-                cases[f"{case}/{'failed' if failed else 'whole'}/{algorithm}"] = {"apart": _finite(apart), **numbers}
-                print(f"{case} failed={failed} {algorithm}: {apart}", flush=True)
+                key = f"{case}/{'failed' if failed else 'whole'}/{algorithm}"
+                cases[key] = {"apart": _finite(apart), "left": left, **numbers}
+                print(f"{key}: {apart}, left {left}", flush=True)
         found_differences = module.differences()
     return {
         "framework": framework,
@@ -72,7 +77,7 @@ def _finite(apart: dict[str, float]) -> dict[str, float | None]:
 
 
 def agreement(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the largest difference to ``local`` of every quantity."""
+    """Markdown: the largest difference to ``local`` of every quantity, and what is left of it beside what is by design."""
     lines = ["| case | algorithm | quantity | " + " | ".join(results) + " |", "|---|---|---|" + "---|" * len(results)]
     keys = list(dict.fromkeys(key for r in results.values() for key in r["cases"]))
     for key in keys:
@@ -87,8 +92,14 @@ def agreement(results: dict[str, dict[str, Any]]) -> str:
 def _cell(case: dict[str, Any] | None, quantity: str) -> str:
     if case is None:
         return "refused"
-    value = case["apart"][quantity]
-    return "other level" if value is None else "0" if value == 0 else f"{value:.1e}"
+    apart, left = case["apart"][quantity], _number(case["left"][quantity])
+    if apart is None:
+        return f"other level → {left}"
+    return f"{_number(apart)} → {left}" if apart > EQUAL else _number(apart)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.0e}"
 
 
 def by_design(results: dict[str, dict[str, Any]]) -> str:
@@ -123,8 +134,9 @@ def main() -> None:
     parser.add_argument("what", choices=("store", "local", *FRAMEWORKS, "table"))
     what = parser.parse_args().what
     if what == "table":
-        DOCUMENT.write_text(document(DOCUMENT.read_text(), stored_results()))
-        print(f"written to {DOCUMENT}")
+        for path in DOCUMENTS:
+            path.write_text(document(path.read_text(encoding="utf-8"), stored_results()), encoding="utf-8")
+            print(f"written to {path}")
         return
     if what == "store":
         from parities import batch

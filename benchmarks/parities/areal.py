@@ -93,6 +93,11 @@ def outcome(batch: Batch, algorithm: str = "grpo") -> Outcome:
     return Outcome(advantages, ratio, loss, found)
 
 
+def expected(batch: Batch, algorithm: str) -> Outcome:
+    """``local``'s answer: under the documented setting AReaL has no other."""
+    return local(batch, algorithm)
+
+
 def differences() -> list[Difference]:
     """Where AReaL differs by design, measured on the stored batch."""
     from areal.api.cli_args import NormConfig

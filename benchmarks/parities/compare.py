@@ -90,20 +90,45 @@ def local(batch: Batch, algorithm: str) -> Outcome:
     return Outcome(advantages, ratio, terms["policy_loss"], found, terms["value_loss"], learned)
 
 
-def by_decision(batch: Batch, advantages: Tensor) -> Outcome:
-    """The same objective with one ratio for a whole decision: its log-probabilities added up."""
-    model = policy(batch.case)
-    algorithm = configuration(batch.case, "grpo").algorithm
-    out = model.evaluate_actions(batch.record)
-    mask = out["mask"].flatten(1)
-    nothing = torch.zeros(())
-    new = torch.where(mask, out["logprobs"].flatten(1), nothing).sum(1, keepdim=True)
-    old = torch.where(mask, batch.logprobs.flatten(1), nothing).sum(1, keepdim=True)
-    terms = policy_terms(
-        new, old, advantages.nan_to_num(), batch.valid[:, None], clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
-    )
-    ratio = torch.where(batch.valid[:, None], (new.detach() - old).exp(), torch.nan)
-    return Outcome(advantages, ratio, terms.loss.item(), gradients(model, terms.loss))
+def objective(
+    batch: Batch,
+    algorithm: str,
+    advantages: Tensor,
+    *,
+    decisions: bool = False,
+    failed_count: bool = False,
+    values_by_part: bool = False,
+) -> Outcome:
+    """``local``'s objective with what is known of a framework built in.
+
+    Args:
+        batch: the stored one.
+        algorithm: grpo or ppo.
+        advantages: [B]; NaN where a world failed.
+        decisions: one ratio for a whole decision, its log-probabilities added up.
+        failed_count: failed decisions are counted in means; their advantage is 0, and their value is held.
+        values_by_part: the value loss of a decision counts as often as it has parts.
+    """
+    settings, model = configuration(batch.case, algorithm).algorithm, policy(batch.case)
+    out = model.evaluate_actions(batch.record, values=algorithm == "ppo")
+    mask, valid, nothing = out["mask"].flatten(1), batch.valid, torch.zeros(())
+    new, old = out["logprobs"].flatten(1), batch.logprobs.flatten(1)
+    parts = mask.sum(1)
+    if decisions:
+        new, old = (torch.where(mask, value, nothing).sum(1, keepdim=True) for value in (new, old))
+        mask = torch.ones_like(new, dtype=torch.bool)
+    counted = mask if failed_count else mask & valid[:, None]
+    clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+    loss = policy_terms(new, old, advantages.nan_to_num(), counted, **clip).loss
+    found = gradients(model, loss)
+    ratio = torch.where(mask & valid[:, None], (new.detach() - old).exp(), torch.nan)
+    if algorithm == "grpo":
+        return Outcome(advantages, ratio, loss.item(), found)
+    values = model.evaluate_actions(batch.record, values=True)["values"]
+    target = torch.where(valid, batch.rewards, batch.values)
+    weight = (valid | failed_count) * (parts if values_by_part else torch.ones_like(parts))
+    error = 0.5 * ((values - target).square() * weight).sum() / weight.sum()
+    return Outcome(advantages, ratio, loss.item(), found, error.item(), gradients(model, error))
 
 
 def standard_deviation(batch: Batch) -> float:

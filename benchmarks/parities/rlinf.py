@@ -19,10 +19,10 @@ from parities.compare import (
     Difference,
     Outcome,
     apart,
-    by_decision,
     distance,
     gradients,
     local,
+    objective,
     policy_apart,
     renormalised,
     standard_deviation,
@@ -33,6 +33,8 @@ from parities.compare import (
 
 PACKAGES = ("rlinf",)
 ALGORITHMS = ("grpo", "ppo")
+EPS = 1e-5
+"""What RLinf adds to the deviation that it divides PPO's advantages by."""
 
 
 @contextmanager
@@ -85,6 +87,14 @@ def outcome(batch: Batch, algorithm: str, *, level: str = "chunk_level", clip_va
     return Outcome(advantages, ratio, policy_loss, {k: both[k] - learned[k] for k in both}, value_loss, learned)
 
 
+def expected(batch: Batch, algorithm: str) -> Outcome:
+    """``local``'s answer with RLinf's differences by design: ratios of decisions, failed ones in the mean, its eps."""
+    advantages = local(batch, algorithm).advantages
+    if algorithm == "ppo":
+        advantages = renormalised(advantages, batch, standard_deviation(batch) + EPS)
+    return objective(batch, algorithm, advantages, decisions=True, failed_count=True)
+
+
 def loop_record(rows: dict[str, Any]) -> dict[str, Tensor]:
     """The record in RLinf's training rows."""
     from vla_models.frameworks.records import unpack
@@ -111,8 +121,7 @@ def differences() -> list[Difference]:
     found = []
     tokens = read("tokens")
     ours, theirs = local(tokens, "grpo"), outcome(tokens, "grpo")
-    share = float(tokens.valid.float().mean())
-    decision = by_decision(tokens, ours.advantages)
+    decision = objective(tokens, "grpo", ours.advantages, decisions=True, failed_count=True)
     found.append(
         Difference(
             "ratio of a decision",
@@ -120,8 +129,8 @@ def differences() -> list[Difference]:
             where("rlinf", utils.preprocess_loss_inputs, 'elif logprob_type == "chunk_level"'),
             "none that keeps the loss's scale: logprob_type: token_level has the parts' ratios (next row)",
             policy_apart(ours, theirs),
-            max(policy_apart(times(decision, share), theirs), distance(decision.ratio, theirs.ratio)),
-            "against local's objective on summed log-probabilities, times the share of valid decisions",
+            max(policy_apart(decision, theirs), distance(decision.ratio, theirs.ratio)),
+            "against local's objective on summed log-probabilities, the failed decision counted",
         )
     )
     by_token = outcome(tokens, "grpo", level="token_level")
@@ -142,6 +151,7 @@ def differences() -> list[Difference]:
         )
     )
     one = read("decision")
+    share = float(one.valid.float().mean())
     ours, theirs = local(one, "grpo"), outcome(one, "grpo")
     found.append(
         Difference(
@@ -155,7 +165,7 @@ def differences() -> list[Difference]:
         )
     )
     ours, theirs = local(one, "ppo"), outcome(one, "ppo")
-    divisor = standard_deviation(one) + 1e-5
+    divisor = standard_deviation(one) + EPS
     found.append(
         Difference(
             "PPO: eps of the normalisation",
@@ -167,18 +177,15 @@ def differences() -> list[Difference]:
             "local's advantages over the other divisor",
         )
     )
-    assert ours.value_loss is not None
-    assert theirs.value_loss is not None
-    held = 0.5 * float((_values(one) - one.values)[~one.valid].square().sum()) / len(one.valid)
     found.append(
         Difference(
             "PPO: an invalid episode's value",
             "its value is held at what it was when it was sampled, and it is counted in the mean; local leaves it out",
             where("rlinf", shared.masked_mean_ratio, ".mean()"),
             "none; nothing where no world fails",
-            abs(ours.value_loss - theirs.value_loss),
-            abs(ours.value_loss * share + held - theirs.value_loss),
-            "local times the share of valid decisions, plus the invalid one's error",
+            value_apart(ours, theirs),
+            value_apart(objective(one, "ppo", ours.advantages, failed_count=True), theirs),
+            "against local's loss with the invalid one counted, its own value of sampling as its target",
         )
     )
     whole = one.without_failure()
@@ -195,13 +202,6 @@ def differences() -> list[Difference]:
         )
     )
     return found
-
-
-def _values(batch: Batch) -> Tensor:
-    """[B] of the policy, now."""
-    with torch.no_grad():
-        values: Tensor = policy(batch.case).evaluate_actions(batch.record, values=True)["values"]
-    return values
 
 
 def _padded_parts(batch: Batch) -> int:

@@ -14,16 +14,16 @@ from parities.batch import read  # noqa: E402
 from parities.compare import EQUAL, differences, local  # noqa: E402
 
 
-def agrees(framework: ModuleType, case: str, algorithm: str, *, failed: bool = True, normalised: float = EQUAL) -> None:
+def agrees(framework: ModuleType, case: str, algorithm: str, *, failed: bool = True, design: bool = False) -> None:
     """Advantages, ratios, losses and every weight's gradient are ``local``'s. ``failed``: one world fails.
 
-    normalised: what PPO's advantages, and what follows from them, may be apart because frameworks divide by deviations with
-    another eps (a difference by design, which ``explained`` proves).
+    design: they are those of ``local``'s objective with the framework's differences by design built in, not ``local``'s own.
     """
     batch = read(case) if failed else read(case).without_failure()
-    found = differences(local(batch, algorithm), framework.outcome(batch, algorithm))
-    allowed = dict.fromkeys(("advantages", "loss", "gradient"), normalised)
-    assert {name: value for name, value in found.items() if value > allowed.get(name, EQUAL)} == {}
+    found = framework.outcome(batch, algorithm)
+    wrong = {k: v for k, v in differences(framework.expected(batch, algorithm), found).items() if v > EQUAL}
+    assert wrong == {}
+    assert (max(differences(local(batch, algorithm), found).values()) > EQUAL) == design
 
 
 def explained(framework: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -256,13 +257,13 @@ def test_bad_specs_are_refused(wrong: dict) -> None:
 
 def test_missing_panda3d_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "panda3d", None)
-    camera.shared_engine.cache_clear()
+    camera._engine.cache_clear()
     try:
         with pytest.raises(MissingDependency, match="pip install panda3d"):
             CameraRenderer()
     finally:
         monkeypatch.undo()
-        camera.shared_engine.cache_clear()
+        camera._engine.cache_clear()
 
 
 def _render_elsewhere(scene: Scene, renderer: CameraRenderer | None, queue) -> None:
@@ -281,3 +282,28 @@ def test_other_processes_see_the_same(front: CameraRenderer, street: Street, met
     process.join(timeout=30)
     assert process.exitcode == 0
     assert front.render(scene).tobytes() == expected
+
+
+_THREADS = """
+import threading
+import numpy as np
+from vla_models.render.camera import CameraSpec, Canvas, shared_engine
+
+def draw():
+    start.wait()
+    canvas = Canvas(CameraSpec(width=64, height=32), shared_engine())
+    nothing = np.zeros((0, 3), np.float32), np.zeros((0, 4), np.uint8)
+    for _ in range(50):
+        pictures.append(canvas.draw(nothing, nothing).tobytes())
+
+start, pictures = threading.Barrier(4), []
+threads = [threading.Thread(target=draw) for _ in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+assert len(pictures) == 200 and len(set(pictures)) == 1, len(set(pictures))
+"""
+
+
+def test_threads_that_draw_their_first_picture_together_take_turns() -> None:
+    """Frameworks make environments in threads; two engines in one process would wait for each other for ever."""
+    subprocess.run([sys.executable, "-c", _THREADS], check=True, timeout=120)

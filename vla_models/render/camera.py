@@ -127,11 +127,21 @@ class Engine:
     pipe: Any
     engine: Any
     vertex_format: Any
-    lock: threading.Lock
+    lock: threading.RLock
+
+
+_ONE_AT_A_TIME: Final = threading.RLock()
+"""Two threads in panda3d's engine wait for each other for ever, also while its parts are made."""
+
+
+def shared_engine() -> Engine:
+    """The one engine of this process. Raises ``MissingDependency`` where panda3d is missing or has no software renderer."""
+    with _ONE_AT_A_TIME:  # a cache alone would let two threads make two, each with a lock of its own
+        return _engine()
 
 
 @lru_cache(maxsize=1)
-def shared_engine() -> Engine:
+def _engine() -> Engine:
     try:
         from panda3d import core
     except ImportError as e:
@@ -147,7 +157,7 @@ def shared_engine() -> Engine:
     array.add_column(core.InternalName.get_vertex(), 3, core.Geom.NT_float32, core.Geom.C_point)
     array.add_column(core.InternalName.get_color(), 4, core.Geom.NT_uint8, core.Geom.C_color)
     fmt = core.GeomVertexFormat.register_format(core.GeomVertexFormat(array))
-    return Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, threading.Lock())
+    return Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, _ONE_AT_A_TIME)
 
 
 _ROW: Final = np.dtype([("pos", np.float32, 3), ("rgb", np.uint8, 4)])
@@ -201,8 +211,12 @@ class Canvas:
     """
 
     def __init__(self, spec: CameraSpec, shared: Engine) -> None:
-        core = shared.core
         self._shared, self._spec = shared, spec
+        with shared.lock:
+            self._make(spec, shared)
+
+    def _make(self, spec: CameraSpec, shared: Engine) -> None:
+        core = shared.core
         # the renderer wants a width that is a multiple of four: draw a little more to the right and cut it off
         w, h = spec.width * SUPERSAMPLE, spec.height * SUPERSAMPLE
         padded = -(-w // 4) * 4

@@ -8,9 +8,6 @@ import parity_checks
 import pytest
 from parities import rlinf as framework
 
-EPS = {"grpo": 1e-5, "ppo": 1e-4}
-"""RLinf adds 1e-5 to a deviation, local 1e-6."""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def ready() -> Iterator[None]:
@@ -18,10 +15,14 @@ def ready() -> Iterator[None]:
         yield
 
 
+def test_grpo_agrees_with_local_where_a_decision_has_one_log_probability() -> None:
+    parity_checks.agrees(framework, "decision", "grpo", failed=False)
+
+
 @pytest.mark.parametrize("algorithm", framework.ALGORITHMS)
-def test_it_agrees_with_local_where_a_decision_has_one_log_probability(algorithm: str) -> None:
-    """RLinf takes one ratio for a whole decision; the tests of what differs prove it for the rest."""
-    parity_checks.agrees(framework, "decision", algorithm, failed=False, normalised=EPS[algorithm])
+@pytest.mark.parametrize("case", ["tokens", "gaussian", "flow", "words", "decision"])
+def test_elsewhere_it_has_ratios_of_decisions_and_counts_failed_ones(case: str, algorithm: str) -> None:
+    parity_checks.agrees(framework, case, algorithm, design=True)
 
 
 def test_every_difference_is_explained() -> None:

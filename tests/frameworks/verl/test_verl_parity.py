@@ -29,3 +29,8 @@ def test_every_difference_is_explained() -> None:
 def test_ppo_agrees_with_local_where_a_decision_has_one_log_probability() -> None:
     """verl whitens over parts; with one part a decision that is over decisions."""
     parity_checks.agrees(framework, "decision", "ppo")
+
+
+@pytest.mark.parametrize("case", ["tokens", "words"])
+def test_ppo_elsewhere_has_means_over_parts(case: str) -> None:
+    parity_checks.agrees(framework, case, "ppo", design=True)

@@ -41,7 +41,7 @@ TOKENS = {
 pytestmark = pytest.mark.slow
 
 
-def config(environment: str, algorithm: str, model: dict[str, Any], **more: Any) -> VLAConfig:
+def config(environment: str, kind: str, model: dict[str, Any], **more: Any) -> VLAConfig:
     navsim = environment == "navsim"
     return VLAConfig.from_dict(
         {
@@ -49,7 +49,7 @@ def config(environment: str, algorithm: str, model: dict[str, Any], **more: Any)
             "name": "small",
             "model": model,
             "environment": {"type": environment, "train_scenes": 4, "heldout_scenes": 2} | ({} if navsim else BENCH2DRIVE),
-            "algorithm": {"name": algorithm, "group_size": 4, "minibatches": 2, **more.pop("algorithm", {})},
+            "algorithm": {"name": kind, "group_size": 4, "minibatches": 2, **more.pop("algorithm", {})},
             "training": {
                 "steps": 2, "scenes_per_step": 2, "warmup_steps": 0, "eval_every": 1, "checkpoint_every": 1, "threads": 1,
                 "optimizer": {"lr": 1e-3}, "imitation": {"steps": 2 if navsim else 0, "batch_size": 4},
@@ -103,7 +103,7 @@ def weights_arrived(folder: Path) -> None:
 def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(tmp_path: Path) -> None:
     model = {"name": "my_vla", "options": {"dim": 32}}  # examples/bring_your_own_model.py, which knows nothing of verl
     settings = config("navsim", "grpo", model, framework_options={"vla_models": {"max_dropped": 0.5}},
-                      algorithm={"entropy_coef": 0.001, "kl_coef": 0.01})  # fmt: skip
+                      algorithm={"kl_coef": 0.01})  # fmt: skip
     broken = visible_scenes(6)[0].token
     folder = finished(run(settings, tmp_path, VLA_TEST_RAISES=broken))
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "verl/native.yaml"):
