@@ -52,6 +52,15 @@ def test_a_kernel_is_compiled_anew_when_what_it_imports_has_changed(copy: Path) 
     assert run(copy) == [31, 1]
 
 
+def test_a_module_that_is_imported_by_its_package_counts_too(copy: Path) -> None:
+    outer = copy / "vla_models" / "outer.py"
+    text = outer.read_text().replace("from vla_models.deep.inner import scaled", "from vla_models.deep import inner")
+    outer.write_text(text.replace("scaled(x)", "inner.scaled(x)"))
+    assert run(copy) == [21, 0]
+    (copy / "vla_models" / "deep" / "constants.py").write_text("FACTOR = 3\n")
+    assert run(copy) == [31, 0]
+
+
 def test_the_stamp_covers_what_is_imported_and_nothing_else() -> None:
     track = source_stamp(PACKAGE / "scoring" / "pdm" / "track.py")
     assert track == source_stamp(PACKAGE / "scoring" / "pdm" / "track.py")
@@ -59,5 +68,5 @@ def test_the_stamp_covers_what_is_imported_and_nothing_else() -> None:
 
 
 def test_every_kernel_gets_its_numba_here() -> None:
-    plain = [p for p in PACKAGE.rglob("*.py") if p.name != "kernels.py" and "\nimport numba\n" in p.read_text()]
+    plain = [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "kernels.py" and "\nimport numba\n" in p.read_text()]
     assert not plain, f"write 'from vla_models.kernels import numba' in {plain}"

@@ -19,16 +19,22 @@ from numba.core import caching
 __all__ = ["numba"]
 
 _PACKAGE: Final = Path(__file__).parent
-_IMPORT: Final = re.compile(r"^\s*from vla_models((?:\.\w+)*) import |^\s*import vla_models((?:\.\w+)*)", re.MULTILINE)
+_IMPORT: Final = re.compile(
+    r"^\s*from (vla_models[\w.]*) import (\([^)]*\)|[^\n]*)|^\s*import (vla_models[\w.]*)", re.MULTILINE
+)
 
 
 @cache
 def _imported(file: Path) -> tuple[Path, ...]:
-    """The package's files that ``file`` imports itself."""
-    found: set[Path] = set()
+    """The package's files that ``file`` imports itself, as modules or as names of a package."""
+    names: set[str] = set()
     for match in _IMPORT.finditer(file.read_text(encoding="utf-8")):
-        module = _PACKAGE.joinpath(*(match[1] or match[2] or "").split(".")[1:])
-        found.update(path for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file())
+        package, imported, module = match.groups(default="")
+        names.update((package, module), (f"{package}.{name}" for name in re.findall(r"\w+", imported)))
+    found: set[Path] = set()
+    for name in names - {""}:
+        at = _PACKAGE.parent.joinpath(*name.split("."))
+        found.update(path for path in (at.with_suffix(".py"), at / "__init__.py") if path.is_file())
     return tuple(sorted(found))
 
 

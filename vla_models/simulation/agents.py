@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 from vla_models.kernels import numba
-from vla_models.simulation.roads import CAP, HEADING, JUNCTION, LEFT, RIGHT, X, Y
+from vla_models.simulation.roads import CAP, HALF_WIDTH, HEADING, JUNCTION, LEFT, RIGHT, X, Y
 from vla_models.simulation.tables import (
     AACC,
     ACCEL,
@@ -62,6 +62,8 @@ from vla_models.simulation.traffic import idm
 
 CORRIDOR: Final = 0.3
 """Metres that a driver wants free on each side."""
+ASIDE: Final = 0.6
+"""Metres to the right, at most, to which a vehicle moves for one that comes the other way in its lane."""
 LOOK_EVERY: Final = 4
 """Ticks between two looks around: five a second; in between a driver reckons."""
 HARDEST_BRAKE: Final = 8.0
@@ -116,8 +118,10 @@ def look(env, actors, awake, i, points, offsets, cross_offsets, cross, stop_offs
     half = 0.5 * me[LENGTH]
     distance = min(90.0, 14.0 + v * 4.5)
     gap, ahead = 1e9, 0.0
-    low = min(me[AD], me[AD_TO]) - 0.5 * me[WIDTH] - CORRIDOR
-    high = max(me[AD], me[AD_TO]) + 0.5 * me[WIDTH] + CORRIDOR
+    narrow = False
+    beside = 0.1 if v < 4.0 and -ASIDE <= me[AD_TO] < 0.0 else CORRIDOR  # one squeezes past
+    low = min(me[AD], me[AD_TO]) - 0.5 * me[WIDTH] - beside
+    high = max(me[AD], me[AD_TO]) + 0.5 * me[WIDTH] + beside
     c, sn = math.cos(me[AH]), math.sin(me[AH])
     lo, hi = min(int(s), last_index), min(last_index, int(s + half + distance))
     reach = distance + 8.0
@@ -137,6 +141,12 @@ def look(env, actors, awake, i, points, offsets, cross_offsets, cross, stop_offs
                 gap, ahead = free, other[AV]
             continue
         walker = other[KIND] == _WALKER
+        if not walker and not narrow and math.cos(other[AH] - me[AH]) < -0.5:  # somebody comes in one's own lane: keep aside
+            side, _, _ = meets(
+                path, lo, min(hi, lo + 40), -0.5 * me[WIDTH] - CORRIDOR, 0.5 * me[WIDTH] + 0.7, other[AX], other[AY], other[AH],
+                0.5 * other[LENGTH], 0.5 * other[WIDTH],
+            )  # fmt: skip
+            narrow = side >= s
         steps = 1
         if walker and other[AV] > 0.0:
             steps = 3  # where a walker will be when one may get there counts as much as where he is
@@ -195,6 +205,10 @@ def look(env, actors, awake, i, points, offsets, cross_offsets, cross, stop_offs
                 if free < gap:
                     gap, ahead = max(free, 0.1), 0.0
     me[GAP], me[AHEAD] = gap, ahead
+    if narrow and me[AD_TO] == 0.0:
+        me[AD_TO] = -min(max(path[lo, HALF_WIDTH] - 0.5 * me[WIDTH] + 0.1, 0.0), ASIDE)
+    elif not narrow and -ASIDE <= me[AD_TO] < 0.0:
+        me[AD_TO] = 0.0
 
 
 @numba.njit(cache=True)
@@ -222,11 +236,14 @@ def change_lane(env, actors, awake, i, path):  # type: ignore[no-untyped-def]
     if me[AD] != me[AD_TO]:
         return
     k, last = int(me[AS]), len(path) - 1
-    if me[AD] != 0.0:
+    if abs(me[AD]) > ASIDE:
         column = LEFT if me[AD] > 0.0 else RIGHT
         later = min(k + 35, last)
         if path[later, column] == 0.0 or path[later, JUNCTION] > 0.0 or later == last:
-            me[AD_TO] = 0.0
+            if side_free(env, actors, awake, i, 0.0, 8.0, 10.0):
+                me[AD_TO] = 0.0
+            else:  # waits for a gap
+                me[GAP], me[AHEAD] = min(me[GAP], 12.0), 0.0
         return
     if me[GAP] > 30.0 or me[AHEAD] > 0.6 * path[k, CAP] or me[AHEAD] < 0.5 or k + 70 > last:
         return

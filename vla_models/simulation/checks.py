@@ -59,11 +59,14 @@ from vla_models.simulation.tables import (
     LEAVE_AFTER,
     LENGTH,
     MAX_EVENTS,
+    N_ACTORS,
     N_SCENARIOS,
     NEAR_SINCE,
+    PATH,
     PHASE,
     PRESENT,
     RED,
+    SCENARIO,
     SEES,
     SOLID,
     STATE,
@@ -93,7 +96,7 @@ WINDOW: Final = 3
 CLEARED_SECONDS: Final = 5.0
 """Seconds after which a vehicle that was hit is cleared away."""
 _WALKER, _CONE, _SIGN, _BARRIER, _DEBRIS = (float(k) for k in (Kind.WALKER, Kind.CONE, Kind.SIGN, Kind.BARRIER, Kind.DEBRIS))
-_MOVING, _GONE = float(Phase.MOVING), float(Phase.GONE)
+_GONE = float(Phase.GONE)
 (
     _STATIC, _PEDESTRIAN, _VEHICLE, _LIGHT, _STOP, _MIN_SPEED, _YIELD, _TIMEOUT, _OUTSIDE, _DEVIATION, _BLOCKED, _LATE,
     _COMPLETED,
@@ -123,6 +126,29 @@ def boxes_touch(x, y, c, s, a, b, x2, y2, c2, s2, a2, b2):  # type: ignore[no-un
         and abs(c2 * dx + s2 * dy) <= a2 + a * cc + b * ss
         and abs(-s2 * dx + c2 * dy) <= b2 + a * ss + b * cc
     )
+
+
+@numba.njit(cache=True)
+def _push_apart(env, me, x, y, c, s):  # type: ignore[no-untyped-def]
+    """Move the ego (box centre x, y) the shortest way out of what it stands in, so that it may steer clear of it -> the new
+    centre."""
+    dx, dy = me[AX] - x, me[AY] - y
+    c2, s2 = math.cos(me[AH]), math.sin(me[AH])
+    cc, ss = abs(c * c2 + s * s2), abs(s * c2 - c * s2)
+    a, b, a2, b2 = 0.5 * EGO_LENGTH, 0.5 * EGO_WIDTH, 0.5 * me[LENGTH], 0.5 * me[WIDTH]
+    least, ax, ay = math.inf, 0.0, 0.0
+    for ux, uy, reach in (
+        (c, s, a + a2 * cc + b2 * ss), (-s, c, b + a2 * ss + b2 * cc), (c2, s2, a2 + a * cc + b * ss),
+        (-s2, c2, b2 + a * ss + b * cc),
+    ):  # fmt: skip
+        along = ux * dx + uy * dy
+        depth = reach - abs(along)
+        if depth < least:
+            sign = -1.0 if along > 0.0 else 1.0
+            least, ax, ay = depth, sign * ux, sign * uy
+    env[E_X] += least * ax
+    env[E_Y] += least * ay
+    return x + least * ax, y + least * ay
 
 
 @numba.njit(cache=True)
@@ -160,13 +186,18 @@ def collide(env, actors, awake, events, x, y):  # type: ignore[no-untyped-def]
         if kind in (_WALKER, _CONE):
             me[PHASE], me[PRESENT] = _GONE, 0.0
             continue
-        if me[PHASE] == _MOVING:
-            me[BRAKE_UNTIL], me[SEES] = math.inf, 1.0
+        if me[PATH] >= 0.0:
+            if me[SEES] == 0.0:  # as ``ActorFlow``: from the first collision on all of them look where they drive
+                for j in range(1, int(env[N_ACTORS])):
+                    if actors[j, PATH] == me[PATH] and actors[j, SCENARIO] == me[SCENARIO]:
+                        actors[j, SEES] = 1.0
+            me[BRAKE_UNTIL] = math.inf
             me[AV], me[AACC] = 0.0, 0.0
             if me[NEAR_SINCE] < 0.0 or me[LEAVE_AFTER] == math.inf:
                 me[NEAR_SINCE], me[LEAVE_AFTER] = env[E_TICK], CLEARED_SECONDS
         if c * dx + s * dy > 0.0:
             env[E_V], env[E_ACC] = 0.0, -speed / TICK
+            x, y = _push_apart(env, me, x, y, c, s)
 
 
 @numba.njit(cache=True)

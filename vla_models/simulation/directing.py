@@ -17,6 +17,7 @@ from vla_models.simulation.tables import (
     AACC,
     AD,
     AD_TO,
+    AH,
     AHEAD,
     AS,
     AV,
@@ -29,8 +30,10 @@ from vla_models.simulation.tables import (
     DELAY,
     E_AWAKE,
     E_DRAWS,
+    E_H,
     E_PROGRESS,
     E_SEED,
+    E_SLOW_SINCE,
     E_TICK,
     E_V,
     EMERGENCY,
@@ -68,6 +71,7 @@ from vla_models.simulation.tables import (
     QUIET_X,
     QUIET_Y,
     SCENARIO,
+    SEES,
     SHOWN,
     SINCE,
     SPEED_MODE,
@@ -101,6 +105,13 @@ AHEAD_OF_BEGIN: Final = 2.0
 """Metres before a scenario's trigger point at which it begins (scenario_runner's ``ScenarioTriggerer``)."""
 SPAWN_NEAR, SPAWN_FAR, TOO_FAR = 45.0, 130.0, 160.0
 """Metres from the ego within which the background traffic enters, and beyond which it leaves."""
+CALM: Final = 12.0
+"""Metres from the ego at which traffic enters standing; further away it is as fast as it can still stop."""
+IN_SIGHT: Final = 25.0
+"""Metres from the ego within which moving traffic is not taken out of a scenario's place."""
+STANDOFF: Final = 20.0
+STANDOFF_REACH: Final = 10.0
+"""Metres between the middles of the ego and of one who stands in its way."""
 SPAWN_GAP: Final = 16.0
 TRAFFIC_REACH: Final = 140.0
 """Metres along the route within which a path of the background traffic is used."""
@@ -164,7 +175,11 @@ def step_cues(env, actors, awake, scenarios, ego_x, ego_y, note):  # type: ignor
     tick = env[E_TICK]
     for a in range(1, int(env[E_AWAKE])):
         me = actors[awake[a]]
-        if me[BACKGROUND] > 0.0 or me[PHASE] == GONE:
+        if me[PHASE] == GONE:
+            continue
+        if me[BACKGROUND] > 0.0:
+            if me[NEAR_SINCE] >= 0.0 and (tick - me[NEAR_SINCE]) * TICK >= me[LEAVE_AFTER]:
+                me[PHASE], me[PRESENT] = GONE, 0.0  # hit, and cleared away
             continue
         k = int(me[SCENARIO])
         running = k < 0 or scenarios[k, STATE] == 1.0
@@ -196,6 +211,32 @@ def step_cues(env, actors, awake, scenarios, ego_x, ego_y, note):  # type: ignor
 
 
 @numba.njit(cache=True)
+def step_standoffs(env, actors, awake, ego_x, ego_y):  # type: ignore[no-untyped-def]
+    """Clear away who stands right before the ego, facing it or across its way, or beside it and waits for it, while both have
+    stood for ``STANDOFF`` seconds: nobody in this world drives backwards, so it would last for ever."""
+    if (env[E_TICK] - env[E_SLOW_SINCE]) * TICK < STANDOFF:
+        return
+    c, s = math.cos(env[E_H]), math.sin(env[E_H])
+    for a in range(1, int(env[E_AWAKE])):
+        me = actors[awake[a]]
+        if me[PRESENT] == 0.0 or me[PHASE] != MOVING or me[SEES] == 0.0 or me[AV] > 0.1:
+            continue
+        dx, dy = me[AX] - ego_x, me[AY] - ego_y
+        along, across = c * dx + s * dy, -s * dx + c * dy
+        if abs(across) > 3.6 or not -4.0 < along < STANDOFF_REACH:
+            continue
+        if me[GAP] < 0.5 or (along > 0.0 and math.cos(me[AH] - env[E_H]) < 0.8):
+            me[PHASE], me[PRESENT] = GONE, 0.0
+
+
+@numba.njit(cache=True)
+def _refresh(me):  # type: ignore[no-untyped-def]
+    """Make an actor's slot that of a new one, that has seen nothing and hit nobody."""
+    me[GAP], me[AHEAD], me[STOP_PASSED] = 1e9, 0.0, -1.0
+    me[BRAKE_UNTIL], me[NEAR_SINCE], me[LEAVE_AFTER] = -1.0, -1.0, math.inf
+
+
+@numba.njit(cache=True)
 def _enter(env, actors, flow, path, s):  # type: ignore[no-untyped-def]
     """Bring a flow's next actor in at ``s`` metres, if a slot is free."""
     for i in range(int(flow[F_FIRST]), int(flow[F_FIRST] + flow[F_SLOTS])):
@@ -203,7 +244,7 @@ def _enter(env, actors, flow, path, s):  # type: ignore[no-untyped-def]
         if me[PHASE] == WAITING or me[PHASE] == GONE:
             me[PHASE], me[SINCE], me[PRESENT] = MOVING, env[E_TICK], 1.0
             me[AS], me[AV], me[AACC], me[TRAVELLED] = s, flow[F_SPEED], 0.0, 0.0
-            me[GAP], me[AHEAD], me[STOP_PASSED] = 1e9, 0.0, -1.0
+            _refresh(me)
             place(me, path)
             flow[F_LAST] = i
             flow[F_COUNT] += 1.0
@@ -266,8 +307,8 @@ def step_traffic(env, actors, scenarios, traffic, points, offsets, ego_x, ego_y,
         if me[BACKGROUND] == 0.0:
             continue
         if me[PHASE] == MOVING:
-            far = (me[AX] - ego_x) ** 2 + (me[AY] - ego_y) ** 2 > TOO_FAR * TOO_FAR
-            if far or (me[AV] < 3.0 and _quiet(scenarios, scripts, progress, me[AX], me[AY])):
+            away = math.hypot(me[AX] - ego_x, me[AY] - ego_y)
+            if away > TOO_FAR or ((away > IN_SIGHT or me[AV] < 3.0) and _quiet(scenarios, scripts, progress, me[AX], me[AY])):
                 me[PHASE], me[PRESENT] = GONE, 0.0
             continue
         for _ in range(4):
@@ -294,8 +335,9 @@ def step_traffic(env, actors, scenarios, traffic, points, offsets, ego_x, ego_y,
             if not free:
                 continue
             me[PATH], me[AS], me[AD], me[AD_TO] = p, s, 0.0, 0.0
-            me[AV], me[AACC], me[GAP], me[AHEAD] = 0.8 * path[k, CAP], 0.0, 1e9, 0.0
-            me[TRAVELLED], me[STOP_PASSED], me[PHASE], me[SINCE], me[PRESENT] = 0.0, -1.0, MOVING, env[E_TICK], 1.0
+            me[AV], me[AACC] = min(0.8 * path[k, CAP], math.sqrt(4.0 * max(d - CALM, 0.0))), 0.0
+            me[TRAVELLED], me[PHASE], me[SINCE], me[PRESENT] = 0.0, MOVING, env[E_TICK], 1.0
+            _refresh(me)
             me[TARGET] = 0.85 + 0.2 * uniform(seed, 3, env[E_DRAWS])
             place(me, path)
             break

@@ -54,6 +54,8 @@ CELL: Final = 6.0
 """Metres, the side of a cell in which lane stations are looked up."""
 STOREY: Final = 4.0
 """Metres of elevation beyond which a lane is another storey (bridges)."""
+CHANGE_LENGTH: Final = 26
+"""Metres that a lane change of a route takes, where there is room."""
 EDGE_REACH: Final = 16.0
 """Metres beside a path within which the edge of the road is sought."""
 EDGE_STEP: Final = 0.25
@@ -317,6 +319,12 @@ class Roads:
                     points[at, edge] += points[at, column]
         return Path(points, path.lanes)
 
+    def _changes(self, lanes: IntArray) -> list[int]:
+        """Indices at which a sequence of lanes goes over to the lane beside."""
+        g = self.graph
+        at = np.flatnonzero(lanes[1:] != lanes[:-1]) + 1
+        return [int(k) for k in at if lanes[k] in (g.left_lane[lanes[k - 1]], g.right_lane[lanes[k - 1]])]
+
     def route_path(self, points: FloatArray, lanes: IntArray | None = None) -> Path:
         """The path along a route's points [R, >=3] (x, y, heading[, speed limit]) as the ego is to drive it, with edges.
         ``lanes`` [R], where known, say on which of several storeys it runs."""
@@ -325,6 +333,8 @@ class Roads:
         if len(at) < 3:
             raise SceneError(f"a route of {arc[-1]:.1f} m in {self.graph.town} is too short to drive")
         xy = np.stack([np.interp(at, arc, points[:, k]) for k in (0, 1)], -1)
+        if lanes is not None:
+            xy = _smooth_changes(xy, self._changes(lanes[np.searchsorted(arc, at - 0.5)]))
         h = headings(xy)
         if lanes is None:
             stations = np.array([self.nearest(float(x), float(y), float(k)) for (x, y), k in zip(xy, h, strict=True)])
@@ -335,6 +345,28 @@ class Roads:
         limit = np.interp(at, arc, points[:, 3]) if points.shape[1] > 3 else None
         path = self.dressed(xy, np.where(stations >= 0, self.lane_of[np.maximum(stations, 0)], -1), stations, limit)
         return self.with_edges(path, stations)
+
+
+def _smooth_changes(xy: FloatArray, changes: Sequence[int]) -> FloatArray:
+    """A polyline [n, 2] with a point a metre whose lane changes, at the indices ``changes``, take ``CHANGE_LENGTH`` metres as
+    a driver's do (officially they are kinks of some 40 degrees): cubic curves, shorter where changes follow one another."""
+    smooth, last = xy.copy(), len(xy) - 1
+    ends = [0, *changes, last]
+    for before, at, after in zip(ends[:-2], ends[1:-1], ends[2:], strict=True):
+        reach = min(CHANGE_LENGTH // 2, (at - before) // 2, (after - at) // 2)
+        a, b = at - reach, at + reach
+        if reach < 4:
+            continue
+        u = np.linspace(0.0, 1.0, b - a + 1)[:, None]
+        length = float(np.hypot(*(xy[b] - xy[a])))
+        start, end = (length * (xy[max(k, 1)] - xy[max(k, 1) - 1]) for k in (a, min(b + 1, last)))
+        smooth[a : b + 1] = (
+            (2 * u**3 - 3 * u**2 + 1) * xy[a]
+            + (u**3 - 2 * u**2 + u) * start
+            + (3 * u**2 - 2 * u**3) * xy[b]
+            + (u**3 - u**2) * end
+        )
+    return smooth
 
 
 def headings(xy: FloatArray) -> FloatArray:

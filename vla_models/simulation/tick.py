@@ -99,6 +99,7 @@ def _tick(t, n, tracker):  # type: ignore[no-untyped-def]
     if directing.step_flows(env, actors, t.flows[n], scenarios, points, offsets, x, y):
         directing.roll_call(env, actors, awake, scenarios)
     if tick % TRAFFIC_EVERY == 0:
+        directing.step_standoffs(env, actors, awake, x, y)
         directing.step_traffic(env, actors, scenarios, t.traffic[n], points, offsets, x, y, directing.SPAWN_NEAR)
     switch(env, t.lights[n], t.light_cycle[n], scenarios, t.script[n])
     if tracker:

@@ -36,6 +36,8 @@ MEET: Final = 1.5
 """Metres; lanes whose centre lines come this near cross."""
 CHANGING: Final = 200
 """Metres on which a route of lane changes lies."""
+LEAVING: Final = 120
+"""Metres before a lane's end within which a route leaves a motorway."""
 DRAWS: Final = 400
 """Places that are tried before a town counts as unsuitable."""
 
@@ -143,8 +145,8 @@ def _draw(net: RoadNet, kind: str, recipe: Recipe, lane: int, rng: np.random.Gen
     if path.length[0] < points - 1:
         raise _Unsuitable
     pose, on = path.pose[0], path.lane[0]
-    if recipe.needs == "three":
-        route = _changing(net, name, lane)
+    if recipe.needs == "three" or kind == "HighwayExit":
+        route = _changing(net, name, lane) if recipe.needs == "three" else _leaving(net, name, lane, rng)
         pose, on, at = route.points[:, :3], route.lanes, min(float(at), 10.0)
     else:
         route = Route(
@@ -221,7 +223,10 @@ def _others(
     first = _along(net, other, -float(FLOW[0]), rng)
     if kind == "HighwayCutIn":
         return {"other_actor_location": first}
-    return {"start_actor_flow": first, "end_actor_flow": _along(net, other, FLOW[1], rng)}
+    last = _along(net, other, FLOW[1], rng)
+    if np.hypot(last[0] - first[0], last[1] - first[1]) < FLOW[0]:  # round a block, back to where it came from
+        raise _Unsuitable
+    return {"start_actor_flow": first, "end_actor_flow": last}
 
 
 def _meeting(net: RoadNet, lane: int, how: str) -> Iterator[int]:
@@ -284,6 +289,19 @@ def _changing(net: RoadNet, name: str, lane: int) -> Route:
     count = min(int(g.offsets[lane + 1] - g.offsets[lane]), CHANGING)
     rows = [(lane, 0.02), (second, 0.35), (third, 0.7), (third, 0.98)]
     places = [_place(net, int(g.offsets[on]) + int(share * (count - 1))) for on, share in rows]
+    try:
+        return lay_route(_planner(g.town), np.array(places), name)
+    except SceneError:
+        raise _Unsuitable from None
+
+
+def _leaving(net: RoadNet, name: str, lane: int, rng: np.random.Generator) -> Route:
+    """A route that changes to the lane on the right of ``lane``, within its last ``LEAVING`` metres, and leaves by it."""
+    g = net.graph
+    beside, end = int(g.right_lane[lane]), int(g.offsets[lane + 1]) - 1
+    count = min(end - int(g.offsets[lane]), LEAVING)
+    over = int(g.offsets[beside + 1]) - 1 - count // 3
+    places = [_place(net, end - count), _place(net, over), _along(net, beside, FLOW[1], rng)]
     try:
         return lay_route(_planner(g.town), np.array(places), name)
     except SceneError:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import numba
 import numpy as np
 
+from vla_models.kernels import numba
 from vla_models.scenes.lanes import BoolArray, FloatArray, IntArray
 from vla_models.scenes.strips import HEADING, JUNCTION, REACH, WIDTH, X, Y, nearest_strip
 from vla_models.scoring.bench2drive.events import KIND, OTHER, PLACE_X, PLACE_Y, TICK, VALUE, Event

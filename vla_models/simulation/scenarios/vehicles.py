@@ -10,12 +10,12 @@ from vla_models.simulation.tables import Kind
 
 def hard_break(stage: Stage, script: Script) -> None:
     """The vehicles ahead brake as hard as they can and stand for 10 s. The original brakes whatever traffic is there; here one
-    vehicle keeps 18 m before the ego until then, on the ego's route."""
+    vehicle keeps 18 m before the ego until then, on the ego's route, and is gone 15 s after it may drive on."""
     begin = stage.begin(script)
     s = clamp(stage, max(begin, 0) + 18.0)
     stage.add(
         Kind.CAR, path=0, s=float(s), speed_mode=4.0, target=18.0, sees=1.0, obeys=1.0, yields=1.0, accel=3.0,
-        brake_seconds=10.0, at_end=1.0,
+        brake_seconds=10.0, at_end=1.0, leave_distance=60.0, leave_after=25.0,
     )  # fmt: skip
     stage.finish(begin, begin + 120.0)
 
