@@ -10,6 +10,10 @@ means of every seed beside the baselines on the same scenes or routes, and write
 ``benchmarks/results/learning_<config>.json`` (``…_<framework>.json`` with one named), which README and docs quote. Not part
 of CI: it takes as long as the runs take. Where a framework has no CPU path and this machine no accelerator, the tests' shim
 is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
+
+    python benchmarks/learning.py configs/navsim_quick.yaml --compare
+
+runs nothing: it puts what was measured with this configuration in all frameworks into one table and one plot.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import learning_compare
+
+from vla_models.training.metrics import read_metrics
+
 RESULTS = Path(__file__).parent / "results"
 LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
@@ -38,7 +46,7 @@ def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str
     subprocess.run([*command, *overrides], check=True)
     (folder,) = set(output.glob(f"{name}-*")) - earlier
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary | {"run": str(folder)}
+    return summary | {"run": str(folder)} | learning_compare.of_run(read_metrics(folder))
 
 
 def on_cpu(framework: str) -> bool:
@@ -68,6 +76,17 @@ def table(summaries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compare(config: Path) -> None:
+    """Print the table and draw the plot of all frameworks."""
+    results = learning_compare.read(RESULTS, config.stem)
+    if not results:
+        raise SystemExit(f"nothing was measured with {config.name} yet: there is no {RESULTS}/learning_{config.stem}*.json")
+    print(learning_compare.table(results))
+    path = RESULTS / f"learning_{config.stem}.svg"
+    learning_compare.draw(results, path, config.stem)
+    print(f"\nwritten to {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
@@ -76,8 +95,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     parser.add_argument("--framework", help="train in this framework instead of the configuration's")
+    parser.add_argument("--compare", action="store_true", help="compare what was measured, and run nothing")
     args = parser.parse_args()
 
+    if args.compare:
+        compare(args.config)
+        return
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     overrides = [*args.overrides, f"training.threads={threads}"]
     shim = False

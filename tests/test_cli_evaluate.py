@@ -64,6 +64,8 @@ def test_a_checkpoint_is_driven_beside_the_baselines(run: Run, checkpoint: Path,
     assert list(means) == ["constant_velocity", "blind_follower", "rule_based", model]
     assert {"driving_score", "success", "route_completion", "infraction_penalty"} <= means[model].keys()
     assert "no plan" not in out
+    assert f"model: {model}" in out
+    assert {line.split()[0] for line in out.splitlines() if line.strip()} >= {"model", "rule_based"}
 
 
 def test_routes_that_cannot_be_read_are_said_to_be_left_out(run: Run, tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_versions_are_the_pins(path: Path) -> None:
     assert not stale, f"{NAMES[path]}: {stale}"
 
 
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+def test_the_comparison_names_the_four_transformers_that_are_pinned(folder: str) -> None:
+    text = (ROOT / folder / "01_framework_comparison.md").read_text(encoding="utf-8")
+    named = re.search(r"transformers ((?:\d+\.\d+\.\d+(?:, | and |、)?){4})", text)
+    assert named
+    four = [pins(framework)["transformers"] for framework in ("areal", "rlinf", "verl", "siirl")]
+    assert re.findall(r"\d+\.\d+\.\d+", named[1]) == four
+
+
 def test_commands_in_shell_blocks_exist() -> None:
     """``make`` targets, subcommands of ``vla-models`` and scripts that the four documents tell people to type."""
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -108,6 +117,16 @@ def test_a_document_opens_with_its_answer_in_ten_lines_and_has_a_chinese_twin(pa
     assert levels[0] == levels[1]
     rows = [len(re.findall(r"^\|", doc_blocks.prose(p), re.MULTILINE)) for p in (path, twin)]
     assert rows[0] == rows[1], "tables of different length"
+
+
+def test_nothing_that_was_measured_is_called_unmeasured() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "staleness_areal.json").exists()
+    for path, words in (
+        ("docs/03_async_training_analysis.md", "Not measured yet"),
+        ("docs/zh/03_async_training_analysis.md", "尚未测量"),
+    ):
+        said = words in (ROOT / path).read_text(encoding="utf-8")
+        assert said != measured, f"{path}: fill its last section from benchmarks/results/staleness_areal.json"
 
 
 @pytest.mark.parametrize("index", ["docs/index.md", "docs/zh/index.md"])

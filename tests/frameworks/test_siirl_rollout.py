@@ -20,7 +20,7 @@ from toy_world import GOALS, HORIZON, ToyDrive
 from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError, NotImplementedByModel
 from vla_models.frameworks.probing import lay_out
-from vla_models.frameworks.siirl.batch import RecordBytes, counted_groups, decision_mask, encode_names, training_batch
+from vla_models.frameworks.siirl.batch import RecordWords, counted_groups, decision_mask, encode_names, training_batch
 from vla_models.frameworks.siirl.embedding import MOMENTS, load_video_embedding, trajectory
 from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter
 from vla_models.frameworks.siirl.policy import build_model, make_optimizer
@@ -62,7 +62,7 @@ def rollout(head: str, kind: Any = Toy, rows: int = 4, worlds: int = 2, **option
     layout = lay_out(config, model, kind.make_env)
     made = [kind(config, "train", rows, model.spec) for _ in range(worlds)]
     return Rollout(
-        model, made, RecordBytes(layout.record), 1 if one else layout.max_decisions, options.pop("asked", Asked()), **options
+        model, made, RecordWords(layout.record), 1 if one else layout.max_decisions, options.pop("asked", Asked()), **options
     )
 
 
@@ -82,7 +82,7 @@ def test_episodes_come_back_in_order_and_their_records_replay(head: str, kind: A
     assert not driven.records[~active].any()
     assert driven.totals["decisions"].tolist() == driven.decisions.tolist()
     np.testing.assert_allclose(driven.totals["return"], driven.returns.numpy(), atol=1e-5)
-    record = r.records.unpack(driven.records[active])
+    record = r.records.unpack(driven.records, active.nonzero())
     out = r.model.evaluate_actions(record, values=True)
     assert driven.values is not None
     torch.testing.assert_close(out["values"].detach(), driven.values[active], atol=1e-5, rtol=0)
@@ -93,7 +93,7 @@ def test_episodes_come_back_in_order_and_their_records_replay(head: str, kind: A
 
 
 def test_a_crash_an_unfit_group_and_the_batch_that_siirl_gets() -> None:
-    r = rollout("small_gaussian")
+    r = rollout("small_gaussian", embeds=True)
     ids = [3, 3, CRASH, CRASH, 2, 2]
     driven = r.drive(ids, 2, stream=lambda chunk: chunk)
     assert driven.valid.tolist() == [True, True, False, False, True, True]
@@ -167,15 +167,23 @@ def test_answers_that_are_no_plans_are_left_out_or_rewarded_as_configured() -> N
     r.close()
 
 
-@given(count=st.integers(1, 12), decisions=st.integers(1, 20), one=st.booleans())
+@given(made=st.lists(st.integers(1, 20), min_size=1, max_size=5), poses=st.integers(1, 6), one=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_a_trajectory_has_one_width_and_is_never_zero(count: int, decisions: int, one: bool) -> None:
-    plans = np.zeros((decisions, count, 3), np.float32)
-    seen = {"ego": np.zeros((decisions, 5), np.float32), "route": np.zeros((decisions, 4, 2), np.float32)}
-    embedding = trajectory(plans, seen, one)
-    moments = 1 if one else MOMENTS
-    assert embedding.shape == (moments * (3 * count + 5) + 8 + 1,)
-    assert embedding.any()
+def test_a_trajectory_looks_at_what_was_driven_and_is_never_zero(made: list[int], poses: int, one: bool) -> None:
+    """One width whatever was driven, and nothing behind an episode's last decision has a say."""
+    rows, moments = len(made), 1 if one else MOMENTS
+    made = [1] * rows if one else made
+    random = np.random.default_rng(0)
+    plans = random.normal(size=(rows, 20, poses, 3)).astype(np.float32)
+    seen = {name: random.normal(size=(rows, 20, *shape)) for name, shape in (("ego", (5,)), ("route", (4, 2)))}
+    embedding = trajectory(plans, seen, np.array(made), one)
+    assert embedding.shape == (rows, moments * (3 * poses + 5) + 8 + 1)
+    assert (embedding[:, -1] == 1).all()
+    for row, count in enumerate(made):
+        plans[row, count:], seen["ego"][row, count:], seen["route"][row, 1:] = 7.0, 7.0, 7.0
+        assert (embedding[row, : 3 * poses] == plans[row, 0].ravel()).all()
+        assert (embedding[row, (moments - 1) * 3 * poses : moments * 3 * poses] == plans[row, count - 1].ravel()).all()
+    assert np.array_equal(trajectory(plans, seen, np.array(made), one), embedding)
 
 
 class Video:
@@ -197,7 +205,7 @@ def test_a_video_embedding_is_loaded_by_name_and_sees_the_episode() -> None:
     )
     video = load_video_embedding(embodied)
     assert video is not None
-    r = rollout("small_gaussian", video=video)
+    r = rollout("small_gaussian", embeds=True, video=video)
     driven = r.drive([3, 3, 1, 1], 2, stream=lambda chunk: chunk)
     assert driven.embedding.shape == (4, 2)
     assert (driven.embedding[:, 0] == 100).all()  # where every episode begins

@@ -151,7 +151,7 @@ def test_ppo_has_a_critic_of_ours_and_discounts_between_decisions() -> None:
     assert many["critic"]["model"] == many["actor_rollout_ref"]["model"]
     assert not many["trainer"]["v1"]["sampler"]["sampler_kwargs"]["grouped"]
     assert many["trainer"]["test_freq"] == settings.training.eval_every
-    assert many["trainer"]["val_before_train"]
+    assert not many["trainer"]["val_before_train"]
     assert made(config("algorithm.name=ppo"))["vla_models"]["gamma"] == 1.0
 
 

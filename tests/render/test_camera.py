@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -256,13 +257,13 @@ def test_bad_specs_are_refused(wrong: dict) -> None:
 
 def test_missing_panda3d_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "panda3d", None)
-    camera.shared_engine.cache_clear()
+    camera._engine.cache_clear()
     try:
         with pytest.raises(MissingDependency, match="pip install panda3d"):
             CameraRenderer()
     finally:
         monkeypatch.undo()
-        camera.shared_engine.cache_clear()
+        camera._engine.cache_clear()
 
 
 def _render_elsewhere(scene: Scene, renderer: CameraRenderer | None, queue) -> None:
@@ -281,3 +282,35 @@ def test_other_processes_see_the_same(front: CameraRenderer, street: Street, met
     process.join(timeout=30)
     assert process.exitcode == 0
     assert front.render(scene).tobytes() == expected
+
+
+_THREADS = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from vla_models.render.camera import CameraSpec, Canvas, shared_engine
+
+triangle = np.float32([[3, 20, 0], [-3, 20, 0], [0, 20, 4]]), np.full((3, 4), 200, np.uint8)
+nothing = np.zeros((0, 3), np.float32), np.zeros((0, 4), np.uint8)
+start, canvases = threading.Barrier(4), []
+
+def make():
+    start.wait()
+    canvases.append(Canvas(CameraSpec(width=64, height=32), shared_engine()))
+
+def draw(canvas, things):
+    return canvas.draw(nothing, things, nothing).tobytes()
+
+with ThreadPoolExecutor(4) as pool:
+    for done in [pool.submit(make) for _ in range(4)]:
+        done.result()
+    jobs = [(canvases[i % 4], triangle if i % 3 else nothing) for i in range(300)]
+    pictures = list(pool.map(lambda job: draw(*job), jobs))
+alone = [draw(*job) for job in jobs]
+assert pictures == alone and len(set(alone)) == 2, len(set(alone))
+"""
+
+
+def test_threads_may_draw_with_any_canvas_in_turn() -> None:
+    """Frameworks make and step environments in threads of a pool; panda3d's locks belong to the thread that drew last."""
+    subprocess.run([sys.executable, "-c", _THREADS], check=True, timeout=120)

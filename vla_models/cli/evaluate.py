@@ -28,6 +28,9 @@ _COLUMNS: Final = {
 }
 """Number of a route -> its column's title, the factor with which it is shown, and its decimals."""
 
+_SHORT: Final = {"Emergency_Brake": "brake", "Give_Way": "give way", "Traffic_Signs": "signs"}
+"""Abilities whose names are too long for a terminal of 80 columns."""
+
 
 @app.command(
     "eval",
@@ -147,7 +150,10 @@ def _on_routes(policy: Policy, rows: int, results: Path | None, per_scenario: bo
         with Bar("model", total) as bar:
             found[policy.name] = evaluate_routes(model, env, progress=bar)
         env.close()
-    _print_routes(found, f"{WORLD}: means over {total} routes", per_scenario)
+    shown = {"model" if name == policy.name and model is not None else name: result for name, result in found.items()}
+    _print_routes(shown, f"{WORLD}: means over {total} routes", per_scenario)
+    if model is not None:
+        _say(f"model: {policy.name}")
     for name, result in found.items():
         if result.failed:
             _say(f"{name}: the worlds of {len(result.failed)} routes failed, they are left out: {', '.join(result.failed)}")
@@ -182,7 +188,7 @@ def _print_routes(found: Mapping[str, RouteEvaluation], title: str, per_scenario
     parts = {name: result.abilities() for name, result in found.items()}
     _print_table(
         "abilities: success %",
-        ["", *(name.replace("_", " ").lower() for name in (*ABILITIES, "mean"))],
+        ["", *(_SHORT.get(name, name.lower()) for name in (*ABILITIES, "mean"))],
         [[name, *(_cell(part[ability], 100.0, 1) for ability in (*ABILITIES, "mean"))] for name, part in parts.items()],
     )
     if per_scenario:
@@ -190,7 +196,7 @@ def _print_routes(found: Mapping[str, RouteEvaluation], title: str, per_scenario
         kinds = sorted({kind for table in tables.values() for kind in table})
         _print_table(
             "per scenario: driving score (success %)",
-            ["", "routes", *(Path(name).name for name in tables)],
+            ["", "routes", *tables],
             [[kind, _routes(kind, tables), *(_pair(table.get(kind)) for table in tables.values())] for kind in kinds],
         )
 
@@ -217,7 +223,7 @@ def _known(values: Mapping[str, float]) -> dict[str, float]:
 def _print_table(title: str, headings: list[str], lines: list[list[str]]) -> None:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column(headings[0], overflow="fold", min_width=len("constant_velocity"))
     for heading in headings[1:]:
         table.add_column(heading, justify="right")

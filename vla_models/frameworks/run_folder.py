@@ -119,7 +119,7 @@ class FrameworkRun:
 
     def keep_model(self, step: int, model: VLAInterface) -> Path:
         """As ``keep_checkpoint``, of a model that holds the framework's weights already; it is ``model`` from now on."""
-        self.model = model
+        self.replace_model(model)
         folder = self.path / "checkpoints" / f"update-{step:07d}"
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)

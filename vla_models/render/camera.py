@@ -127,11 +127,21 @@ class Engine:
     pipe: Any
     engine: Any
     vertex_format: Any
-    lock: threading.Lock
+    lock: threading.RLock
+
+
+_ONE_AT_A_TIME: Final = threading.RLock()
+"""Two threads in panda3d's engine wait for each other for ever, also while its parts are made."""
+
+
+def shared_engine() -> Engine:
+    """The one engine of this process. Raises ``MissingDependency`` where panda3d is missing or has no software renderer."""
+    with _ONE_AT_A_TIME:  # a cache alone would let two threads make two, each with a lock of its own
+        return _engine()
 
 
 @lru_cache(maxsize=1)
-def shared_engine() -> Engine:
+def _engine() -> Engine:
     try:
         from panda3d import core
     except ImportError as e:
@@ -147,7 +157,7 @@ def shared_engine() -> Engine:
     array.add_column(core.InternalName.get_vertex(), 3, core.Geom.NT_float32, core.Geom.C_point)
     array.add_column(core.InternalName.get_color(), 4, core.Geom.NT_uint8, core.Geom.C_color)
     fmt = core.GeomVertexFormat.register_format(core.GeomVertexFormat(array))
-    return Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, threading.Lock())
+    return Engine(core, pipe, core.GraphicsEngine.get_global_ptr(), fmt, _ONE_AT_A_TIME)
 
 
 _ROW: Final = np.dtype([("pos", np.float32, 3), ("rgb", np.uint8, 4)])
@@ -158,12 +168,9 @@ class _Triangles:
 
     def __init__(self, shared: Engine, name: str, parent: Any, order: int, depth: bool, bounded: bool = False) -> None:
         core = shared.core
-        self._data = core.GeomVertexData(name, shared.vertex_format, core.Geom.UH_dynamic)
-        self._primitive = core.GeomTriangles(core.Geom.UH_dynamic)
-        self._geom = core.Geom(self._data)
-        self._geom.add_primitive(self._primitive)
+        self._shared, self._name = shared, name
         node = core.GeomNode(name)
-        node.add_geom(self._geom)
+        node.add_geom(self._empty())
         self._node = node
         if not bounded:
             node.set_bounds(core.OmniBoundingVolume())  # nothing to cull, no bounds to compute
@@ -173,6 +180,16 @@ class _Triangles:
         path.set_depth_test(depth)
         path.set_depth_write(depth)
         path.set_two_sided(True)
+
+    def _empty(self) -> Any:
+        core = self._shared.core
+        geom = core.Geom(core.GeomVertexData(self._name, self._shared.vertex_format, core.Geom.UH_dynamic))
+        geom.add_primitive(core.GeomTriangles(core.Geom.UH_dynamic))
+        return geom
+
+    def renew(self) -> None:
+        """Begin anew, without triangles."""
+        self._node.set_geom(0, self._empty())
 
     def fill(self, pos: npt.NDArray[np.float32], rgb: npt.NDArray[np.uint8]) -> None:
         """Replace the triangles: positions [3m, 3] and colours [3m, 4]."""
@@ -201,8 +218,12 @@ class Canvas:
     """
 
     def __init__(self, spec: CameraSpec, shared: Engine) -> None:
-        core = shared.core
         self._shared, self._spec = shared, spec
+        with shared.lock:
+            self._make(spec, shared)
+
+    def _make(self, spec: CameraSpec, shared: Engine) -> None:
+        core = shared.core
         # the renderer wants a width that is a multiple of four: draw a little more to the right and cut it off
         w, h = spec.width * SUPERSAMPLE, spec.height * SUPERSAMPLE
         padded = -(-w // 4) * 4
@@ -233,6 +254,7 @@ class Canvas:
         _Triangles(shared, "backdrop", self._mast, 0, False).fill(*_backdrop())
         self._ground = _Triangles(shared, "ground", self._root, 10, False)
         self._laid: OrderedDict[int, tuple[Pieces, Any]] = OrderedDict()  # the last one is attached
+        self._drawer = threading.get_ident()
         self._shadows = _Triangles(shared, "shadows", self._mast, 40, False)
         self._solids = _Triangles(shared, "solids", self._mast, 50, True)
 
@@ -262,6 +284,11 @@ class Canvas:
         """Fill, draw, read back, average. ``ground`` None: only what ``lay`` laid; ``mast``: its x, y, heading over that."""
         shared = self._shared
         with shared.lock:
+            if (drawer := threading.get_ident()) != self._drawer:
+                # what a frame showed stays locked for the thread that drew it: another one would wait for ever to change it
+                for triangles in (self._ground, self._shadows, self._solids):
+                    triangles.renew()
+                self._drawer = drawer
             if ground is not None:
                 self._ground.fill(*ground)
             if shadows is not None:

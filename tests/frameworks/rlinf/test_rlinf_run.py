@@ -114,7 +114,7 @@ def test_ppo_in_bench2drive(tmp_path: Path) -> None:
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
     assert changed(start, last) > 1e-5
     assert any(name.startswith("value.") and changed({name: start[name]}, last) > 1e-5 for name in start)
-    assert "score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
+    assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
 
 
 def test_an_extension_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_step_of_training(environment: str, head: str, algorithm: str, tmp_pat
     longest = batch["responses"].shape[1]
     assert batch["responses"].shape == (8, longest, parts)
     assert batch["responses"].dtype == torch.int64
-    assert batch[RECORDS].dtype == torch.uint8
+    assert batch[RECORDS].dtype == torch.int64
     finish = batch["finish_step"]
     assert (finish == 1).all() if environment == "navsim" else (finish >= 1).all()
     rewards = batch["token_level_rewards"].view(8, longest, parts)
@@ -304,7 +304,7 @@ torch.save(r.policy.model.state_dict(), folder / f"{me}.pt")
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns_from_the_whole(tmp_path: Path) -> None:
     here = Path(__file__).parent
-    folders = [str(here), str(here.parent), str(here.parent.parent)]
+    folders = [str(here), str(here.parent), str(here.parent.parent), str(here.parent.parent.parent / "examples")]
     started = [
         subprocess.Popen([sys.executable, "-c", ONE_OF_TWO, str(tmp_path), str(me), *folders], env={**os.environ})
         for me in (0, 1)

@@ -25,26 +25,25 @@ NAME = "cpu_tokens"
 
 
 class NoVideos:
-    """Stands in the processor's place for videos, and says nothing."""
+    """Stands in the processor's place for videos."""
 
-    _auto_class = None
 
-    def __init__(self) -> None:
+class PicturesProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
+    """transformers' own, for text and pictures."""
+
+    def check_argument_for_proper_class(self, *_: Any) -> None:
         pass
 
-    def to_dict(self) -> dict[str, Any]:
-        return {}
-
-    def save_pretrained(self, *_: Any, **__: Any) -> list[str]:
-        return []
+    def save_pretrained(self, folder: str, *_: Any, **__: Any) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
 
 def processor(path: str, **_: Any) -> Any:
     """As verl.utils.hf_processor."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     pictures = Qwen2VLImageProcessorPil.from_pretrained(path)
-    Qwen2_5_VLProcessor.check_argument_for_proper_class = lambda *_: None
-    made = Qwen2_5_VLProcessor(pictures, tokenizer, NoVideos(), chat_template=tokenizer.chat_template)
+    made = PicturesProcessor(pictures, tokenizer, NoVideos(), chat_template=tokenizer.chat_template)
     made.config = transformers.AutoConfig.from_pretrained(path)
     for name in ("get_rope_index", "get_vision_position_ids"):
         if hasattr(Qwen2_5_VLModel, name):

@@ -18,7 +18,9 @@ import numpy as np
 import small_run  # noqa: F401 - registers models and environments
 import torch
 import torch.distributed as td
+from gymnasium.vector import VectorEnv
 from tensordict import NonTensorStack, TensorDict
+from toy_world import ToyDrive
 from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -32,11 +34,23 @@ from vla_models.config import VLAConfig
 from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.verl import native as native_config
 from vla_models.frameworks.verl import runner
+from vla_models.frameworks.verl.env import VerlBench2DriveAdapter
 from vla_models.frameworks.verl.launch import write, write_scenes
 from vla_models.frameworks.verl.rollout import DrivingServer
-from vla_models.model_registry import VLAModelRegistry, create_model
+from vla_models.model_registry import VLAModelRegistry, create_model, register_env_adapter
 
 JAGGED = ("prompts", "responses", "response_mask", "loss_mask", "rm_scores", "rollout_log_probs", "input_ids")
+
+
+@register_env_adapter("bench2drive", "verl")
+class ToyBench2Drive(VerlBench2DriveAdapter):
+    """The toy world in the place of Bench2Drive."""
+
+    @classmethod
+    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
+        return ToyDrive(num_envs, horizon=spec.horizon)
+
+
 HEADS = ("small_tokens", "small_gaussian", "small_flow")
 
 

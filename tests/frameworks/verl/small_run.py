@@ -1,7 +1,7 @@
 """A user's script that trains with verl on scenes of its own: ``python small_run.py CONFIG [--resume RUN]``.
 
-It registers environments with the decorator, golden scenes in the place of generated ones and the toy world in the place of
-Bench2Drive, and verl's processes get them because they import this file again.
+It registers an environment with the decorator, golden scenes in the place of generated ones, and verl's processes get it
+because they import this file again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import bring_your_own_model  # noqa: E402, F401 - the outside model, registered 
 import small_models  # noqa: E402, F401 - registers models
 from golden import visible_scenes  # noqa: E402
 from gymnasium.vector import VectorEnv  # noqa: E402
-from toy_world import ToyDrive  # noqa: E402
 
 from vla_models.config import VLAConfig  # noqa: E402
 from vla_models.envs.navsim import NavSimEnv  # noqa: E402
 from vla_models.frameworks import run_folder  # noqa: E402
-from vla_models.frameworks.verl.env import VerlBench2DriveAdapter, VerlNavSimAdapter  # noqa: E402
+from vla_models.frameworks.verl.env import VerlNavSimAdapter  # noqa: E402
 from vla_models.model_registry import register_env_adapter  # noqa: E402
 from vla_models.scenes.scene import Scene  # noqa: E402
 
@@ -47,13 +46,6 @@ class GoldenNavSim(VerlNavSimAdapter):
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
         return Raising(num_envs, scenes=scenes(part))
-
-
-@register_env_adapter("bench2drive", "verl")
-class ToyBench2Drive(VerlBench2DriveAdapter):
-    @classmethod
-    def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
-        return ToyDrive(num_envs, horizon=spec.horizon)
 
 
 if __name__ == "__main__":

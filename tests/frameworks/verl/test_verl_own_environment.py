@@ -20,8 +20,7 @@ from vla_models.model_registry import VLAModelRegistry
 
 def test_an_environment_from_outside_is_driven_and_learned_from(tmp_path: Path) -> None:
     assert VLAModelRegistry.get_env_adapter("parked_cars", "verl") is bring_your_own_environment.InVerl
-    model = {"name": "my_vla", "options": {"dim": 16}}
-    s = setting(tmp_path, configuration("parked_cars", "my_vla", model=model))
+    s = setting(tmp_path, configuration("parked_cars", "my_vla"))
     scenes = ["train-12-left"] * 4 + ["train-24-right"] * 4
     data, keys = trajectories(s, scenes)
     assert 16 <= len(data) <= 64  # eight episodes of at most eight decisions, and more than one each

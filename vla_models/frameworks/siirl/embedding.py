@@ -29,23 +29,26 @@ class VideoEmbedding(Protocol):
 
 
 def trajectory(
-    plans: npt.NDArray[np.float32], before: Mapping[str, npt.NDArray[Any]], one_decision: bool
+    plans: npt.NDArray[np.float32], before: Mapping[str, npt.NDArray[Any]], made: npt.NDArray[np.int64], one_decision: bool
 ) -> npt.NDArray[np.float32]:
-    """Embedding [E] of one episode: the plans that were driven, the ego's state at each, and the route at its beginning.
+    """Embeddings [B, E] of episodes: the plans that were driven, the ego's state at each, and the route at the beginning.
 
     Args:
-        plans: [n, T, 3] one for each decision.
-        before: ``ego`` [n, E] and ``route`` [n, R, 2] at each decision, as far as the environment observes them.
+        plans: [B, D, T, 3] one for each decision.
+        before: ``ego`` [B, D, F] and ``route`` [B, D, R, 2] at each decision, as far as the environment observes them.
+        made: [B] decisions of each episode; what stands behind them is not looked at.
         one_decision: whether episodes have one decision, so that one moment is all there is to see.
     """
-    moments = np.linspace(0, len(plans) - 1, 1 if one_decision else MOMENTS).round().astype(int)
-    parts = [plans[moments].ravel()]
+    rows = len(plans)
+    spread = np.linspace(0.0, 1.0, 1 if one_decision else MOMENTS)
+    at = np.round(spread * (made[:, None] - 1)).astype(np.int64), np.arange(rows)[:, None]
+    parts = [plans[at[1], at[0]]]
     if "ego" in before:
-        parts.append(np.asarray(before["ego"], dtype=np.float32)[moments].ravel())
+        parts.append(before["ego"][at[1], at[0]])
     if "route" in before:
-        parts.append(np.asarray(before["route"], dtype=np.float32)[0].ravel())
-    parts.append(np.ones(1, dtype=np.float32))  # siiRL takes a vector of zeros for "no embedding"
-    return np.concatenate(parts).astype(np.float32)
+        parts.append(before["route"][:, 0])
+    parts.append(np.ones((rows, 1), dtype=np.float32))  # siiRL takes a vector of zeros for "no embedding"
+    return np.concatenate([part.reshape(rows, -1) for part in parts], axis=1).astype(np.float32)
 
 
 def load_video_embedding(embodied: Any) -> VideoEmbedding | None:

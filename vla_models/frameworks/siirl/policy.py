@@ -17,7 +17,7 @@ from torch import Tensor
 from vla_models.config import VLAConfig
 from vla_models.errors import RegistryError
 from vla_models.frameworks.records import RecordLayout
-from vla_models.frameworks.siirl.batch import RecordBytes
+from vla_models.frameworks.siirl.batch import RecordWords
 from vla_models.interface import VLAInterface
 from vla_models.model_registry import VLAModelRegistry, create_model
 from vla_models.pretrained import load_weights, read_config
@@ -38,7 +38,7 @@ class Policy:
     def __init__(self, cfg: Any) -> None:
         self.settings: dict[str, Any] = json.loads((Path(cfg.model.path) / SETTINGS).read_text())
         self.config = VLAConfig.from_yaml(self.settings["config"])
-        self.records = RecordBytes(RecordLayout.from_dict(self.settings["record"]))
+        self.records = RecordWords(RecordLayout.from_dict(self.settings["record"]))
         self.model = build_model(cfg, self.config.model.name, Path(self.settings["start"]))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # dropout would make the replayed probabilities differ from the sampled ones
@@ -60,20 +60,22 @@ class Policy:
         """A, log-probabilities of a decision."""
         return self.records.parts
 
-    def replay(self, rows: Tensor, *, entropy: bool = False, values: bool = False) -> dict[str, Tensor]:
-        """``evaluate_actions`` of records in uint8 [n, bytes]: ``logprobs``, ``mask`` and ``entropy`` are [n, A], what is
-        filled up is zero and not in the mask; ``values`` is [n]."""
-        record = {name: value.to(self.device) for name, value in self.records.unpack(rows).items()}
+    def replay(self, records: Tensor, places: Tensor, *, entropy: bool = False, values: bool = False) -> dict[str, Tensor]:
+        """``evaluate_actions`` of some decisions (``places``, int64 [n, 2]) of records [B, D, words].
+
+        ``logprobs``, ``mask`` and ``entropy`` are [n, A], what is filled up is zero and not in the mask; ``values`` is [n].
+        """
+        record = {name: value.to(self.device) for name, value in self.records.unpack(records, places).items()}
         out = self.model.evaluate_actions(record, entropy=entropy, values=values)
         return {name: value if name == "values" else self._pad(value.flatten(1)) for name, value in out.items()}
 
     def replayed(self, records: Tensor, active: Tensor, most: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Replay all active decisions (bool [B, D]) of ``records`` [B, D, bytes], at most ``most`` at a time: their places
+        """Replay all active decisions (bool [B, D]) of ``records`` [B, D, words], at most ``most`` at a time: their places
         (int64 [n, 2]) and what ``replay`` gives, without gradients."""
         places = active.nonzero()
         with torch.no_grad():
             for part in torch.split(places, most):
-                yield part, self.replay(records[part[:, 0], part[:, 1]])
+                yield part, self.replay(records, part)
 
     def _pad(self, value: Tensor) -> Tensor:
         return torch.nn.functional.pad(value, (0, self.parts - value.shape[1]))

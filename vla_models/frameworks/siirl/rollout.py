@@ -25,7 +25,7 @@ from vla_models.frameworks.siirl.embedding import embed_videos, trajectory
 from vla_models.inputs import VLAInput, VLAPrediction
 
 if TYPE_CHECKING:
-    from vla_models.frameworks.siirl.batch import RecordBytes
+    from vla_models.frameworks.siirl.batch import RecordWords
     from vla_models.frameworks.siirl.embedding import VideoEmbedding
     from vla_models.frameworks.siirl.env import SiirlEnvAdapter
     from vla_models.interface import VLAInterface
@@ -68,10 +68,11 @@ class Rollout:
     Args:
         model: what decides.
         worlds: environments that run side by side.
-        records: how records become bytes.
+        records: how records become words.
         longest: most decisions of an episode.
         asked: sampling and what answers count for.
-        video: SRPO's video embedding; without one, ``embedding.trajectory``.
+        embeds: whether embeddings are wanted (SRPO); else they are [B, 1] zeros.
+        video: the video embedding; without one, ``embedding.trajectory``.
         threads: torch threads of the model.
     """
 
@@ -79,15 +80,16 @@ class Rollout:
         self,
         model: VLAInterface,
         worlds: Sequence[SiirlEnvAdapter],
-        records: RecordBytes,
+        records: RecordWords,
         longest: int,
         asked: Asked,
         *,
+        embeds: bool = False,
         video: VideoEmbedding | None = None,
         threads: int = 1,
     ) -> None:
         self.model, self.worlds, self.records = model, list(worlds), records
-        self.longest, self.asked, self.video = longest, asked, video
+        self.longest, self.asked, self.embeds, self.video = longest, asked, embeds, video
         self._loop = asyncio.new_event_loop()  # never made the current one: siiRL has its own
         self._thread = ThreadPoolExecutor(1, "vla-model", initializer=torch.set_num_threads, initargs=(threads,))
         self._model_s = self._world_s = 0.0
@@ -201,17 +203,18 @@ class Rollout:
         chunk.rows.append(live)
         if not deterministic:
             chunk.records.append(self._pack(prediction))
-        chunk.plans.append(prediction.waypoints)
         values = prediction.values
         chunk.values.append(None if values is None else values.detach().float().cpu())
-        seen = {name: observation[name][live].copy() for name in ("ego", "route") if name in observation}
-        if self.video is not None:
-            seen["frame"] = next(iter(observation["images"].values()))[live].copy()
-        chunk.seen.append(seen)
+        if self.embeds:
+            chunk.plans.append(prediction.waypoints)
+            seen = {name: np.asarray(observation[name])[live] for name in ("ego", "route") if name in observation}
+            if self.video is not None:
+                seen["frame"] = next(iter(observation["images"].values()))[live]
+            chunk.seen.append(seen)
         chunk.made[live] += 1
 
     def _pack(self, prediction: VLAPrediction) -> Tensor:
-        """The record of some decisions as bytes."""
+        """The record of some decisions as words."""
         if prediction.record is None or prediction.logprobs is None:
             raise NotImplementedByModel(
                 f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
@@ -226,14 +229,14 @@ class Rollout:
         sizes = [len(chunk.ids) for chunk in chunks]
         total, longest = sum(sizes), max(len(chunk.rows) for chunk in chunks)
         width = self.records.width if any(chunk.records for chunk in chunks) else 0
-        records = torch.zeros(total, longest, width, dtype=torch.uint8)
+        records = torch.zeros(total, longest, width, dtype=torch.int64)
         rewards = torch.zeros(total, longest)
         with_values = all(v is not None for chunk in chunks for v in chunk.values)
         values = torch.zeros(total, longest) if with_values else None
         start = 0
         for chunk, size in zip(chunks, sizes, strict=True):
             for at, rows in enumerate(chunk.rows):
-                where = torch.from_numpy(rows + start)
+                where = slice(start, start + size) if len(rows) == size else torch.from_numpy(rows + start)
                 if width:
                     records[where, at] = chunk.records[at]
                 rewards[where, at] = torch.from_numpy(chunk.rewards[at])
@@ -253,7 +256,9 @@ class Rollout:
             finished = totals["success"] > 0.5
         elif "score" in totals:
             finished = totals["score"] >= self.asked.success_score
-        embedding = np.concatenate([self._embed(chunk) for chunk in chunks])
+        embedding = np.zeros((total, 1), dtype=np.float32)
+        if self.embeds:
+            embedding = np.concatenate([self._embed(chunk) for chunk in chunks])
         embedding[~valid] = 0.0
         return Driven(
             records=records,
@@ -271,15 +276,20 @@ class Rollout:
 
     def _embed(self, chunk: _Chunk) -> npt.NDArray[np.float32]:
         """SRPO's embedding of each episode of a chunk."""
-        episodes = []
-        for row in range(len(chunk.ids)):
-            at = [(i, int(np.searchsorted(rows, row))) for i, rows in enumerate(chunk.rows) if row in rows]
-            seen = {name: np.stack([chunk.seen[i][name][j] for i, j in at]) for name in chunk.seen[0]}
-            episodes.append((np.stack([chunk.plans[i][j] for i, j in at]), seen))
+        episodes, decisions = len(chunk.ids), len(chunk.rows)
+
+        def whole(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+            """What was kept at each decision for the rows that then ran -> [episodes, decisions, …]."""
+            out = np.zeros((episodes, decisions, *parts[0].shape[1:]), dtype=parts[0].dtype)
+            for at, (rows, part) in enumerate(zip(chunk.rows, parts, strict=True)):
+                out[rows, at] = part
+            return out
+
+        seen = {name: whole([kept[name] for kept in chunk.seen]) for name in chunk.seen[0]}
         if self.video is not None:
-            names = [str(i) for i in chunk.ids]
-            return embed_videos(self.video, names, [list(seen["frame"]) for _, seen in episodes])
-        return np.stack([trajectory(plans, seen, self.longest == 1) for plans, seen in episodes])
+            frames = [list(pictures[:made]) for pictures, made in zip(seen["frame"], chunk.made, strict=True)]
+            return embed_videos(self.video, [str(i) for i in chunk.ids], frames)
+        return trajectory(whole(chunk.plans), seen, chunk.made, self.longest == 1)
 
 
 def _rows(observation: Mapping[str, Any], rows: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -100,9 +100,7 @@ def _loss(
     """The share that some decisions have in a minibatch's loss, and in the numbers for the log."""
     actor, device = cfg.actor, policy.device
     with_values = "values" in batch
-    out = policy.replay(
-        batch[RECORDS][places[:, 0], places[:, 1]], entropy=float(actor.entropy_coeff) > 0.0, values=with_values
-    )
+    out = policy.replay(batch[RECORDS], places, entropy=float(actor.entropy_coeff) > 0.0, values=with_values)
 
     def at(name: str) -> Tensor:
         whole: Tensor = batch[name].view(len(batch[RECORDS]), -1, policy.parts)

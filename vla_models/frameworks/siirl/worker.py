@@ -112,7 +112,7 @@ class DriveWorker(Worker):
             config, embodied = self.policy.config, self.config.embodied
             adapter = VLAModelRegistry.get_env_adapter(config.environment.type, "siirl")
             rows = int(embodied.env.num_envs)
-            video = load_video_embedding(embodied) if part == "train" and config.algorithm.name == "srpo" else None
+            embeds = part == "train" and config.algorithm.name == "srpo"
             asked = Asked(
                 temperature=float(self.config.rollout.temperature),
                 top_p=float(self.config.rollout.top_p),
@@ -121,7 +121,14 @@ class DriveWorker(Worker):
             worlds = [adapter(config, part, rows, self.policy.model.spec) for _ in range(WORLDS)]
             threads = config.training.threads or len(os.sched_getaffinity(0))
             self._rollouts[part] = Rollout(
-                self.policy.model, worlds, self.policy.records, int(embodied.env.max_steps), asked, video=video, threads=threads
+                self.policy.model,
+                worlds,
+                self.policy.records,
+                int(embodied.env.max_steps),
+                asked,
+                embeds=embeds,
+                video=load_video_embedding(embodied) if embeds else None,
+                threads=threads,
             )
         return self._rollouts[part]
 

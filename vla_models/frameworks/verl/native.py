@@ -18,6 +18,7 @@ from vla_models.errors import ConfigError, did_you_mean
 from vla_models.frameworks.options import merged
 from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME
 from vla_models.model_registry import VLAModelRegistry
+from vla_models.training.practice import PRACTISED
 
 if TYPE_CHECKING:
     from vla_models.config import VLAConfig
@@ -99,6 +100,7 @@ def make(
     mini = max(1, scenes // algorithm.minibatches)
     micro = max(1, mini * group // devices)
     last = max(1, training.steps)
+    ours = config.environment.type in PRACTISED  # then the first and the last evaluation are done here
     mode = _mode(config.framework_options)
     optimizer = training.optimizer
     optim = {
@@ -196,8 +198,8 @@ def make(
             "total_training_steps": training.steps,
             "total_epochs": last,  # verl stops at whichever comes first
             "save_freq": training.checkpoint_every or last,
-            "test_freq": training.eval_every or (-1 if config.environment.type == "navsim" else last),
-            "val_before_train": config.environment.type != "navsim" and not done,
+            "test_freq": training.eval_every or (-1 if ours else last),
+            "val_before_train": not ours and not done,
             "default_local_dir": str(native / "checkpoints"),
             "resume_mode": "resume_path" if done else "disable",
             "resume_from_path": str(native / "checkpoints" / f"global_step_{done}") if done else None,

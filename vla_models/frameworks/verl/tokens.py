@@ -96,6 +96,7 @@ def trained(model: Any, folder: Path) -> Any:
     arguments = model.constructor_arguments()
     language = {k: v for k, v in (arguments.get("language_model") or {}).items() if not k.startswith("lora")}
     arguments |= {"language_model": {**language, "base_model": str(folder / "actor" / "huggingface")}}
+    arguments |= {"dtype": str(model.backbone.dtype).removeprefix("torch.")}  # verl's config says bfloat16 whatever it wrote
     arguments.pop("model_path", None)
     copy = type(model)(**arguments)
     copy.statistics = model.statistics

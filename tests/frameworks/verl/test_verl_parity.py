@@ -1,0 +1,36 @@
+"""One stored batch through verl's own advantages and losses, against the local trainer's (benchmarks/parity.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import parity_checks
+import pytest
+from parities import verl as framework
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ready() -> Iterator[None]:
+    with framework.ready():
+        yield
+
+
+@pytest.mark.parametrize("case", ["tokens", "gaussian", "flow", "words", "decision"])
+def test_grpo_agrees_with_local(case: str) -> None:
+    """A failed world included."""
+    parity_checks.agrees(framework, case, "grpo")
+
+
+def test_every_difference_is_explained() -> None:
+    """PPO's, too."""
+    parity_checks.explained(framework)
+
+
+def test_ppo_agrees_with_local_where_a_decision_has_one_log_probability() -> None:
+    """verl whitens over parts; with one part a decision that is over decisions."""
+    parity_checks.agrees(framework, "decision", "ppo")
+
+
+@pytest.mark.parametrize("case", ["tokens", "words"])
+def test_ppo_elsewhere_has_means_over_parts(case: str) -> None:
+    parity_checks.agrees(framework, case, "ppo", design=True)
