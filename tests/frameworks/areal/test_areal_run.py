@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from golden import visible_scenes
-from safetensors.numpy import load_file
+from runs import changed, weights
 
 from vla_models.config import VLAConfig
 from vla_models.errors import CheckpointError, ConfigError, SceneError
@@ -43,15 +43,6 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
         return get_launcher("areal")(settings, **options)
 
     return run
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    """All of a checkpoint, the value head included."""
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-
-
-def changed(a: dict[str, Any], b: dict[str, Any]) -> float:
-    return max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in a if a[name].size)
 
 
 def configuration(environment: str, model: str, *overrides: str) -> VLAConfig:

@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import loop
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from runs import changed, finished, weights
 
 from vla_models.config import VLAConfig
 from vla_models.training.metrics import read_metrics
@@ -47,20 +46,6 @@ def run(settings: VLAConfig, folder: Path, *arguments: str, extension: str = "cp
     environment |= {"RLINF_EXT_MODULE": extension, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"}
     command = [sys.executable, str(HERE / "small_run.py"), str(folder / "config.yaml"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-
-
-def finished(done: subprocess.CompletedProcess[str]) -> Path:
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return Path(done.stdout.strip().splitlines()[-1].removeprefix("RUN "))
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    """All of a checkpoint, the value head included."""
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-
-
-def changed(a: dict[str, Any], b: dict[str, Any]) -> float:
-    return max(float(np.abs(a[name].astype(np.float64) - b[name]).max()) for name in a if a[name].size)
 
 
 def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
