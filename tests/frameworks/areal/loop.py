@@ -31,7 +31,8 @@ from vla_models.model_registry import VLAModelRegistry, create_model, register_e
 class GoldenNavSim(AReaLNavSimAdapter):
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: VLASpec) -> VectorEnv:
-        return NavSimEnv(num_envs, scenes=visible_scenes(6)[:4] if part == "train" else visible_scenes(6)[4:])
+        scenes = visible_scenes(6)[:4] if part == "train" else visible_scenes(6)[4:]
+        return NavSimEnv(num_envs, scenes=scenes, reward=config.reward.model_dump(exclude={"invalid"}))
 
 
 class ToyBench2Drive(AReaLBench2DriveAdapter):
