@@ -45,7 +45,7 @@ class Raising(NavSimEnv):
 class GoldenNavSim(VerlNavSimAdapter):
     @classmethod
     def make_env(cls, config: VLAConfig, part: Any, num_envs: int, spec: Any) -> VectorEnv:
-        return Raising(num_envs, scenes=scenes(part))
+        return Raising(num_envs, scenes=scenes(part), reward=config.reward.model_dump(exclude={"invalid"}))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ BENCH2DRIVE = {
     "scenario_types": ["DynamicObjectCrossing", "VanillaSignalizedTurnEncounterRedLight"],
 }  # fmt: skip
 """Short episodes of four decisions on real routes."""
+WEIGHTS = {"progress": 1.0, "off_road": -1.0, "wrong_way": -1.0, "collision": -0.5, "ttc": 0.5, "comfort": 0.3}
+"""Of a reward that the plans of a group hardly ever share: samples differ from run to run, and equal ones teach nothing."""
 TOKENS = {
     "vla_models": {"route": "tokens"},
     "actor_rollout_ref": {
@@ -89,7 +91,7 @@ def weights_arrived(folder: Path) -> None:
 def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(tmp_path: Path) -> None:
     model = {"name": "my_vla", "options": {"dim": 32}}  # examples/bring_your_own_model.py, which knows nothing of verl
     settings = config("navsim", "grpo", model, framework_options={"vla_models": {"max_dropped": 0.5}},
-                      algorithm={"kl_coef": 0.01})  # fmt: skip
+                      algorithm={"kl_coef": 0.01}, reward={"type": "driving", "weights": WEIGHTS})  # fmt: skip
     broken = visible_scenes(6)[0].token
     folder = finished(run(settings, tmp_path, VLA_TEST_RAISES=broken))
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "verl/native.yaml"):
