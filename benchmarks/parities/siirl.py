@@ -54,7 +54,10 @@ class Prepared:
         self.data = r.node("old_log_prob", data)
         from vla_models.frameworks.siirl.batch import RECORDS
 
-        self.rows = rows_of(batch, r.policy.records.unpack(self.data[RECORDS][:, 0]))
+        words = self.data[RECORDS]
+        self.places = torch.stack([torch.arange(len(words)), torch.zeros(len(words), dtype=torch.int64)], dim=1)
+        """The one decision of each of siiRL's rows."""
+        self.rows = rows_of(batch, r.policy.records.unpack(words, self.places))
         """Which stored row each of siiRL's rows is."""
         self.recomputed = self.data["old_log_probs"].clone()
 
@@ -69,7 +72,7 @@ class Prepared:
         with torch.no_grad():
             from vla_models.frameworks.siirl.batch import RECORDS
 
-            new = r.policy.replay(data[RECORDS][:, 0])["logprobs"]
+            new = r.policy.replay(data[RECORDS], self.places)["logprobs"]
         ratio = torch.where(counted, (new - data["old_log_probs"]).exp(), torch.nan)
         order = self.rows.argsort()
         advantages = torch.where(counted.any(1), data["advantages"][:, 0], torch.nan)[order]

@@ -168,12 +168,9 @@ class _Triangles:
 
     def __init__(self, shared: Engine, name: str, parent: Any, order: int, depth: bool, bounded: bool = False) -> None:
         core = shared.core
-        self._data = core.GeomVertexData(name, shared.vertex_format, core.Geom.UH_dynamic)
-        self._primitive = core.GeomTriangles(core.Geom.UH_dynamic)
-        self._geom = core.Geom(self._data)
-        self._geom.add_primitive(self._primitive)
+        self._shared, self._name = shared, name
         node = core.GeomNode(name)
-        node.add_geom(self._geom)
+        node.add_geom(self._empty())
         self._node = node
         if not bounded:
             node.set_bounds(core.OmniBoundingVolume())  # nothing to cull, no bounds to compute
@@ -183,6 +180,16 @@ class _Triangles:
         path.set_depth_test(depth)
         path.set_depth_write(depth)
         path.set_two_sided(True)
+
+    def _empty(self) -> Any:
+        core = self._shared.core
+        geom = core.Geom(core.GeomVertexData(self._name, self._shared.vertex_format, core.Geom.UH_dynamic))
+        geom.add_primitive(core.GeomTriangles(core.Geom.UH_dynamic))
+        return geom
+
+    def renew(self) -> None:
+        """Begin anew, without triangles."""
+        self._node.set_geom(0, self._empty())
 
     def fill(self, pos: npt.NDArray[np.float32], rgb: npt.NDArray[np.uint8]) -> None:
         """Replace the triangles: positions [3m, 3] and colours [3m, 4]."""
@@ -247,6 +254,7 @@ class Canvas:
         _Triangles(shared, "backdrop", self._mast, 0, False).fill(*_backdrop())
         self._ground = _Triangles(shared, "ground", self._root, 10, False)
         self._laid: OrderedDict[int, tuple[Pieces, Any]] = OrderedDict()  # the last one is attached
+        self._drawer = threading.get_ident()
         self._shadows = _Triangles(shared, "shadows", self._mast, 40, False)
         self._solids = _Triangles(shared, "solids", self._mast, 50, True)
 
@@ -276,6 +284,11 @@ class Canvas:
         """Fill, draw, read back, average. ``ground`` None: only what ``lay`` laid; ``mast``: its x, y, heading over that."""
         shared = self._shared
         with shared.lock:
+            if (drawer := threading.get_ident()) != self._drawer:
+                # what a frame showed stays locked for the thread that drew it: another one would wait for ever to change it
+                for triangles in (self._ground, self._shadows, self._solids):
+                    triangles.renew()
+                self._drawer = drawer
             if ground is not None:
                 self._ground.fill(*ground)
             if shadows is not None:

@@ -296,7 +296,7 @@ def wanted_speed(env, me, path):  # type: ignore[no-untyped-def]
     if left < 1.0:
         me[SPEED_MODE], me[TARGET] = _FIXED, max(0.8 * env[E_V], 3.0)
         return me[TARGET]
-    return min(left * env[E_V] / max(math.hypot(env[E_X] - me[SYNC_X], env[E_Y] - me[SYNC_Y]), 0.5), 35.0)
+    return min(left * max(env[E_V], 2.0) / max(math.hypot(env[E_X] - me[SYNC_X], env[E_Y] - me[SYNC_Y]), 0.5), 35.0)
 
 
 @numba.njit(cache=True)

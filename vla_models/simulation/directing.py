@@ -31,6 +31,7 @@ from vla_models.simulation.tables import (
     E_AWAKE,
     E_DRAWS,
     E_H,
+    E_HIT_ACTOR,
     E_PROGRESS,
     E_SEED,
     E_SLOW_SINCE,
@@ -112,6 +113,8 @@ IN_SIGHT: Final = 25.0
 STANDOFF: Final = 20.0
 STANDOFF_REACH: Final = 10.0
 """Metres between the middles of the ego and of one who stands in its way."""
+SOURCE_AWAY: Final = 16.0
+"""Metres from the ego within which a flow's source brings in nobody."""
 SPAWN_GAP: Final = 16.0
 TRAFFIC_REACH: Final = 140.0
 """Metres along the route within which a path of the background traffic is used."""
@@ -213,16 +216,21 @@ def step_cues(env, actors, awake, scenarios, ego_x, ego_y, note):  # type: ignor
 @numba.njit(cache=True)
 def step_standoffs(env, actors, awake, ego_x, ego_y):  # type: ignore[no-untyped-def]
     """Clear away who stands right before the ego, facing it or across its way, or beside it and waits for it, while both have
-    stood for ``STANDOFF`` seconds: nobody in this world drives backwards, so it would last for ever."""
+    stood for ``STANDOFF`` seconds, and what the ego has hit and stands against. Nobody in this world drives backwards, so it
+    would last for ever."""
     if (env[E_TICK] - env[E_SLOW_SINCE]) * TICK < STANDOFF:
         return
     c, s = math.cos(env[E_H]), math.sin(env[E_H])
     for a in range(1, int(env[E_AWAKE])):
         me = actors[awake[a]]
-        if me[PRESENT] == 0.0 or me[PHASE] != MOVING or me[SEES] == 0.0 or me[AV] > 0.1:
+        if me[PRESENT] == 0.0 or me[AV] > 0.1:
             continue
         dx, dy = me[AX] - ego_x, me[AY] - ego_y
         along, across = c * dx + s * dy, -s * dx + c * dy
+        if awake[a] == env[E_HIT_ACTOR] and math.hypot(dx, dy) < STANDOFF_REACH:
+            me[PHASE], me[PRESENT] = GONE, 0.0
+        if me[PHASE] != MOVING or me[SEES] == 0.0:
+            continue
         if abs(across) > 3.6 or not -4.0 < along < STANDOFF_REACH:
             continue
         if me[GAP] < 0.5 or (along > 0.0 and math.cos(me[AH] - env[E_H]) < 0.8):
@@ -279,7 +287,7 @@ def step_flows(env, actors, flows, scenarios, points, offsets, ego_x, ego_y):  #
         if flow[F_STATE] == 2.0:
             last = int(flow[F_LAST])
             clear = last < 0 or actors[last, PHASE] == GONE or actors[last, AS] > flow[F_NEXT]
-            if clear and math.hypot(path[0, 0] - ego_x, path[0, 1] - ego_y) > 9.0:
+            if clear and math.hypot(path[0, 0] - ego_x, path[0, 1] - ego_y) > SOURCE_AWAY:
                 entered = _enter(env, actors, flow, path, 0.0) or entered
     return entered
 

@@ -60,7 +60,7 @@ CLEARANCE: Final = 0.5
 """Metres between the ego and what it passes."""
 SIGHT: Final = 70.0
 """Metres ahead in which the driver looks for obstacles."""
-WAIT_BEFORE: Final = 8.0
+WAIT_BEFORE: Final = 11.0
 """Metres before an obstacle at which one waits: far enough to pull out again."""
 ACCEL: Final = 2.4
 HASTY: Final = 3.1
@@ -83,9 +83,9 @@ SIGN_REACH: Final = 5.0
 """Metres between the car's middle and a stop sign's line within which one has stopped at it."""
 PATIENCE: Final = 25.0
 """Seconds of standing after which a driver takes every gap that is one."""
-DESPERATE, STUCK = 40.0, 75.0
-"""Seconds of standing, or within one scenario, after which one goes wherever there is a second before the first contact:
-traffic that lets nobody in."""
+DESPERATE, STUCK, ANYHOW = 40.0, 75.0, 50.0
+"""Seconds of standing, or within one scenario, after which one goes wherever there is a second before the first contact
+(traffic that lets nobody in), and of standing after which one goes anyhow: after 60 s an episode ends as blocked."""
 _BACK: Final = (2.5, 1.5, 4.0, 6.0, 9.0, 13.0, 18.0)
 """Metres before the place of a contact at which one may wait, best first; before those who do not brake it is further, for a
 running start into a gap."""
@@ -247,7 +247,7 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
     s, v, end = env[E_PROGRESS], env[E_V], len(route) - 1
     k = min(int(s), end)
     half = 0.5 * EGO_WIDTH + CLEARANCE
-    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, SIGHT, 3.0)
+    first, last, _, _ = blockers(env, actors, awake, route, base - half, base + half, SIGHT, 3.0)
     if last < first:
         options[0] = base, -_NEVER, _NEVER, base, 0.0
         later = min(k + 40, end)
@@ -260,26 +260,35 @@ def _aside(env, actors, awake, route, d, base, nose, options):  # type: ignore[n
             options[1] = 0.0, -_NEVER, _NEVER, 0.0, 0.0
             return 2, _NEVER
         return 1, _NEVER
-    first, last, left, right = blockers(env, actors, awake, route, base - half, base + half, last - s + 12.0, 3.0)
-    at = min(int(max(first, s)), end)
     room = first - nose
     n = 0
     for side in (1.0, -1.0):
         if room < 1.0 and side * d < -1.0:
             continue  # beside it already, on the other side
-        offset = left + half if side > 0.0 else right - half
+        reach, end_of_it = side * base - half, last
+        for _ in range(4):  # what stands beside it widens it
+            low, high = side * base - half, reach + 2.0 * half
+            _, end_of_it, left, right = blockers(
+                env, actors, awake, route, min(side * low, side * high), max(side * low, side * high), end_of_it - s + 12.0, 3.0
+            )
+            further = left if side > 0.0 else -right
+            if further <= reach + 1e-3:
+                break
+            reach = further
+        offset = side * (reach + half)
+        at = min(int(max(first, s)), end)
         edge = route[at, EDGE_LEFT] if side > 0.0 else route[at, EDGE_RIGHT]
         if side * offset + 0.5 * EGO_WIDTH > edge + 0.2 and room > 1.0:
             foreign = side > 0.0 and 0.0 < offset < route[at, OPPOSITE] + 1.0
             if not foreign or room > max(18.0, 2.6 * v + 8.0):
                 continue  # no room, or too early to use the oncoming lane
         narrow = 0.5 * EGO_WIDTH + 0.3
-        begin, until, _, _ = blockers(env, actors, awake, route, offset - narrow, offset + narrow, last - s + 5.0, -2.5)
+        begin, until, _, _ = blockers(env, actors, awake, route, offset - narrow, offset + narrow, end_of_it - s + 5.0, -2.5)
         if begin > until:
-            options[n] = offset, first - max(14.0, 2.6 * v + 4.0), last + 1.5, base, first
+            options[n] = offset, first - max(14.0, 2.6 * v + 4.0), end_of_it + 1.5, base, first
             n += 1
-    wait = first - WAIT_BEFORE if room > WAIT_BEFORE else nose
-    return n, wait
+    options[n] = base, -_NEVER, _NEVER, base, 0.0  # up to it
+    return n + 1, first - WAIT_BEFORE if room > WAIT_BEFORE else nose
 
 
 @numba.njit(cache=True)
@@ -298,10 +307,6 @@ def decide(env, actors, awake, scenarios, route, stops, lights, cross, places, s
     if desperate:
         patience = 0.0
     at_nose = min(int(nose), len(route) - 1)
-    if v > 0.1 and (route[at_nose, JUNCTION] > 0.0 or d > 1.2):
-        patience = 0.0  # once off, one goes on
-    brakes = np.zeros(len(slots))
-    who_gives_way(actors, slots, cross, s, patience, brakes)
     line = stop_line(env, stops, lights)
     base, slow = make_way(env, actors, awake, route, d)
     aside = route[k, HALF_WIDTH] + 0.5
@@ -310,15 +315,22 @@ def decide(env, actors, awake, scenarios, route, stops, lights, cross, places, s
     slow = min(slow, _people(env, actors, awake, route))
     options, move, rolled = np.empty((4, 5)), np.empty(10), np.empty((STEPS, 6))
     count, wait = _aside(env, actors, awake, route, d, base, nose, options)
+    pulls_out = count > 0 and 0.0 < options[0, 4] < nose + WAIT_BEFORE - 1.0 and v < 6.0
+    if v > 0.1 and (route[at_nose, JUNCTION] > 0.0 or d > 1.2 or pulls_out):
+        patience = 0.0  # once off, one goes on
+    brakes = np.zeros(len(slots))
+    who_gives_way(actors, slots, cross, s, patience, brakes)
     fast = max(v, min(route[min(k + 5, len(route) - 1), CAP], 8.0))
     choice[10] = -_NEVER
-    least_bad = choice.copy()
+    least_bad, in_time = choice.copy(), 1.0 if waited < ANYHOW else 0.0
     met_at, met = _NEVER, -1
     for o in range(count):
+        if o > 0 and desperate and least_bad[10] * STEP >= in_time:
+            break  # rather that than another time up to the obstacle
         move[:4] = options[o, :4]
         past = options[o, 4] > 0.0
         move[8], move[9] = leader(env, actors, awake, route, d, move[0], move[3], past)
-        move[7] = line
+        move[7] = line if past else min(line, wait)
         for gear in range(6):
             move[4], move[5], move[6] = slow, ACCEL, 1.0
             if gear == 1:
@@ -346,7 +358,7 @@ def decide(env, actors, awake, scenarios, route, stops, lights, cross, places, s
                         if who < 0:
                             return
                     move[0] = move[3] = base
-    if desperate and least_bad[10] * STEP >= 1.0:
+    if desperate and least_bad[10] * STEP >= in_time:
         choice[:] = least_bad
         return
     # wait: before the obstacle, at the stop line, or before the place of the contact, the nearer the better

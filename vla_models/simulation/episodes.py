@@ -214,8 +214,9 @@ class Stage:
         its end."""
         last = len(self.route) - 1
         stop = min(float(end), last - 0.5)
-        middle = self.route.points[min(int((begin + min(stop, begin + 200.0)) / 2), last)]
-        radius = 0.0 if quiet is None else (min(stop, begin + 200.0) - begin) / 2.0 + quiet
+        first = max(float(begin), stop - 200.0)  # what a scenario is about lies near its end
+        middle = self.route.points[min(int((first + stop) / 2), last)]
+        radius = 0.0 if quiet is None else (stop - first) / 2.0 + quiet
         columns = {
             "begin": begin, "end": stop, "timeout": timeout, "wrong_way": wrong_way, "script_seconds": script_seconds,
             "script_end": script_end,

@@ -67,7 +67,7 @@ NOSE: Final = REAR_TO_CENTER + 0.5 * EGO_LENGTH
 """Metres from the rear axle to the front bumper."""
 HARD: Final = 4.8
 """m/s² of braking that the ego can be trusted with."""
-SLOPE: Final = 0.45
+SLOPE: Final = 0.5
 """Metres aside per metre ahead, at most."""
 SOFT: Final = 1.6
 BEYOND: Final = 25

@@ -148,7 +148,7 @@ def test_ppo_in_bench2drive(tmp_path: Path) -> None:
     assert all(1.0 < row["decisions"] <= 4.0 for row in learned)
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
     assert changed(start, last) > 1e-5
-    assert "score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
+    assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
 
 
 @pytest.mark.parametrize("environment", ["navsim", "bench2drive"])

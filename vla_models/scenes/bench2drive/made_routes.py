@@ -211,7 +211,7 @@ def _others(
         k = int(np.hypot(*(g.center[s, :2] - trigger[:2]).T).argmin())
         last = s.stop - s.start - 1
         return {
-            "start_actor_flow": _place(net, s.start + max(0, k - 10)),
+            "start_actor_flow": _place(net, s.start + max(0, k - 60)),
             "end_actor_flow": _place(net, s.start + min(last, k + 80)),
         }
     if not recipe.other:
@@ -299,7 +299,7 @@ def _leaving(net: RoadNet, name: str, lane: int, rng: np.random.Generator) -> Ro
     """A route that changes to the lane on the right of ``lane``, within its last ``LEAVING`` metres, and leaves by it."""
     g = net.graph
     beside, end = int(g.right_lane[lane]), int(g.offsets[lane + 1]) - 1
-    count = min(end - int(g.offsets[lane]), LEAVING)
+    count = min(end - int(g.offsets[lane]) - int(BEFORE), LEAVING)
     over = int(g.offsets[beside + 1]) - 1 - count // 3
     places = [_place(net, end - count), _place(net, over), _along(net, beside, FLOW[1], rng)]
     try:

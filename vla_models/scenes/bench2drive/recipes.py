@@ -36,7 +36,7 @@ RECIPES: Final = {
     "HazardAtSideLaneTwoWays": Recipe("stretch", "oncoming"),
     "HighwayCutIn": Recipe("any", other="merge"),
     "HighwayExit": Recipe("stretch", "two", other="beside"),
-    "InterurbanActorFlow": Recipe("left", other="cross"),
+    "InterurbanActorFlow": Recipe("left", "free", other="cross"),
     "InterurbanAdvancedActorFlow": Recipe("left", other="merge"),
     "InvadingTurn": Recipe("stretch", "oncoming"),
     "MergerIntoSlowTraffic": Recipe("any", other="merge"),
