@@ -82,8 +82,11 @@ def compare(config: Path) -> None:
     if not results:
         raise SystemExit(f"nothing was measured with {config.name} yet: there is no {RESULTS}/learning_{config.stem}*.json")
     print(learning_compare.table(results))
+    curves = {name: result for name, result in results.items() if any(seed.get("curve") for seed in result["seeds"])}
+    if not curves:
+        raise SystemExit("\nno plot: these results are from before learning curves were kept; measure again")
     path = RESULTS / f"learning_{config.stem}.svg"
-    learning_compare.draw(results, path, config.stem)
+    learning_compare.draw(curves, path, config.stem)
     print(f"\nwritten to {path}")
 
 

@@ -157,6 +157,9 @@ def test_means_are_taken_over_valid_episodes() -> None:
     assert means == {"score": pytest.approx(0.4), "return": pytest.approx(0.8), "invalid": 2, "invalid_answers": 4}
     data |= {"train/actor/total_loss": 1.0}
     row = runner.row_of({**data, "train/actor/entropy_loss": 0.0, "train/critic/value_loss": 0.5, "time/step": 3.0}, 1)
+    spent = {"generate_rollouts": 2.0, "rollout/predict": 1.5, "env/env_interact_step": 0.25, "actor/run_training": 0.5}
+    timed = runner.row_of({**data, **{f"time/{name}": value for name, value in spent.items()}}, 1)
+    assert [timed[name] for name in ("rollout_s", "sample_s", "score_s", "update_s")] == [2.0, 1.5, 0.25, 0.5]
     assert row["reward_mean"] == pytest.approx(0.8)
     assert row["value_loss"] == 0.5
     assert row["step_s"] == 3.0

@@ -435,6 +435,8 @@ def test_a_loss_that_is_no_number_is_not_written_as_a_row() -> None:
 
     row = row_of({"step": 2.0, "actor/loss": 0.5, "drive/model_s": 1.0, "critic/score/mean": 3.0})
     assert row == {"loss": 0.5, "sample_s": 1.0}
+    timed = row_of({"step": 2.0, "actor/loss": 0.5, "perf/delta_time/train": 2.0, "perf/delta_time/old_log_prob": 1.0})
+    assert timed == {"loss": 0.5, "update_s": 2.0, "replay_s": 1.0}
     with pytest.raises(DivergenceError, match="rl step 2"):
         row_of({"step": 2.0, "drive/model_s": 1.0})
 

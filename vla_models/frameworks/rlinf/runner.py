@@ -227,5 +227,7 @@ def row_of(logged: Mapping[str, Any], step: int) -> dict[str, Any]:
     if row.get("entropy") == 0.0:  # what RLinf says where it did not compute it
         del row["entropy"]
     row |= {key.removeprefix("train/critic/"): value for key, value in numbers.items() if key.startswith("train/critic/")}
-    times = {"generate_rollouts": "sample_s", "cal_adv_and_returns": "advantage_s", "sync_weights": "sync_s", "step": "step_s"}
+    times = {"generate_rollouts": "rollout_s", "rollout/predict": "sample_s", "env/env_interact_step": "score_s"}
+    times |= {"cal_adv_and_returns": "advantage_s", "actor/run_training": "update_s", "sync_weights": "sync_s"}
+    times |= {"step": "step_s"}
     return row | {name: numbers[f"time/{key}"] for key, name in times.items() if f"time/{key}" in numbers}

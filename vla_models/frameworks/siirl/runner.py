@@ -176,4 +176,8 @@ def row_of(logged: Mapping[str, float]) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise DivergenceError(f"rl step {int(logged['step'])}: siiRL reported the loss {loss}; see its log")
     times = {"model_s": "sample_s", "world_s": "score_s"}
-    return {times.get(name, name): value for name, value in row.items()}
+    row = {times.get(name, name): value for name, value in row.items()}
+    nodes = {"train": "update_s", "old_log_prob": "replay_s"}
+    return row | {
+        ours: logged[f"perf/delta_time/{node}"] for node, ours in nodes.items() if f"perf/delta_time/{node}" in logged
+    }
