@@ -23,11 +23,14 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 class Server:
     """``with Server(checkpoint) as server: server.address``.
 
-    held: from this request on, answers stop after their first token until generation has been paused once.
+    held: so many prompts are answered, once another one has its first token; the answers to others stop after that token
+        until generation has been paused once. So an update of the weights finds something to abort, on any machine.
     """
 
     def __init__(self, checkpoint: Path, held: int | None = None) -> None:
         self.held, self.paused = held, False
+        self.answered: set[str] = set()  # the prompts that are not held, by their first picture
+        self.begun = asyncio.Event()  # a held answer has its first token
         self.generated = self.updates = self.aborts = 0
         self.loaded: list[str] = []
         self._load(str(checkpoint))
@@ -88,10 +91,17 @@ class Server:
         pictures = dict(self.processor(images=decoded, return_tensors="pt"))
         reason: dict[str, Any] = {"type": "length", "length": sampling["max_new_tokens"]}
         self.generated += 1
-        held = self.held is not None and self.generated > self.held
+        prompt = asked["image_data"][0]
+        if self.held is not None and len(self.answered) < self.held:
+            self.answered.add(prompt)
         for written in range(sampling["max_new_tokens"]):
-            while held and written == 1 and not (self.paused or self.updates):
-                await asyncio.sleep(0.05)
+            if self.held is not None and written == 1:
+                if prompt in self.answered:
+                    await self.begun.wait()
+                else:
+                    self.begun.set()
+                    while not (self.paused or self.updates):
+                        await asyncio.sleep(0.05)
             if self.paused:
                 self.aborts += 1
                 reason = {"type": "abort", "message": "Abort during weight update"}

@@ -234,7 +234,15 @@ def test_one_bad_input_fails_alone(make: Make) -> None:
 
 
 def test_a_cancelled_rollout_leaves_nothing_running(make: Make) -> None:
-    adapter = type("SlowBench2Drive", (loop.ToyBench2Drive,), {"kind": Slow})
+    driving, cancelled = threading.Event(), threading.Event()
+
+    class Held(loop.ToyDrive):
+        def step(self, actions: Any) -> Any:
+            driving.set()
+            assert cancelled.wait(30)
+            return super().step(actions)
+
+    adapter = type("HeldBench2Drive", (loop.ToyBench2Drive,), {"kind": Held})
     s = make("toy_drive", "small_gaussian", adapter=adapter)
 
     async def cancel() -> None:
@@ -243,9 +251,11 @@ def test_a_cancelled_rollout_leaves_nothing_running(make: Make) -> None:
 
         workflow_context.set(WorkflowContext(is_eval=False, task_id=0))
         tasks = [asyncio.create_task(s.workflow.arun_episode(s.rollout, {"scene": "go3"})) for _ in range(6)]
-        await asyncio.sleep(0.1)
+        while not driving.is_set():
+            await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
+        cancelled.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(e, asyncio.CancelledError) for e in found)
         counts = s.workflow.pool.counts

@@ -216,7 +216,7 @@ def test_the_real_trainer_with_a_server(late: int, tmp_path: Path, monkeypatch: 
     original = runner.run
 
     def served(native: Any, *arguments: Any) -> Any:
-        server = Server(Path(native["actor"]["path"]), held=6 if late else None)  # two groups of three
+        server = Server(Path(native["actor"]["path"]), held=2 if late else None)  # the first step's two groups
         with server:
             servers.append(server)
             monkeypatch.setenv(runner.SERVERS, server.address)
