@@ -12,7 +12,7 @@ import pytest
 from vla_models.config import VLAConfig
 from vla_models.errors import ConfigError, MissingDependency
 from vla_models.frameworks.records import RecordLayout
-from vla_models.frameworks.siirl import compat, native
+from vla_models.frameworks.siirl import compat, native, runner
 from vla_models.frameworks.siirl.env import SiirlEnvAdapter
 from vla_models.frameworks.siirl.launch import dry_run, launch
 from vla_models.frameworks.siirl.policy import SETTINGS
@@ -219,3 +219,36 @@ def test_a_dry_run_writes_what_siirl_reads_and_starts_nothing(
     assert (Path(settled["start"]) / "config.json").is_file()
     assert pq.read_table(folder / "siirl" / "train.parquet").num_rows == 6
     assert pq.read_table(folder / "siirl" / "heldout.parquet").num_rows == 4
+
+
+class Record:
+    """The calls of a FrameworkRun that a listener makes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[str, int]] = []
+
+    def done(self) -> int:
+        return 0
+
+    def write(self, phase: str, step: int, values: Any) -> None:
+        self.rows.append((phase, step))
+
+
+def test_an_evaluation_stands_behind_its_step_whichever_was_seen_first(tmp_path: Path) -> None:
+    steps, evaluations = tmp_path / "log.jsonl", tmp_path / "evaluations.jsonl"
+    record = Record(tmp_path)
+    listener = runner.Listener({"vla": {"evaluations": str(evaluations)}}, record, steps)  # type: ignore[arg-type]
+
+    def say(path: Path, step: int) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, "actor/loss": 0.5, "score": 0.25 * step}) + "\n")
+
+    say(evaluations, 1)
+    listener.listen()
+    assert record.rows == []
+    for path, step in ((steps, 1), (steps, 2), (evaluations, 2)):
+        say(path, step)
+    listener.listen()
+    assert record.rows == [("rl", 1), ("eval", 1), ("rl", 2), ("eval", 2)]
+    assert listener.evaluation["score"] == 0.5

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 START_SECONDS: Final = 120.0
 """How long a head may take to answer."""
 STOP_SECONDS: Final = 15.0
-"""How long it may take to end before it is killed."""
+"""How long it may take to end before it is killed, and what is killed to be gone."""
 _NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false"}
 """Ray starts a worker for each CPU ahead of time. Frameworks' actors have an environment of their own and cannot use these."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -104,20 +104,23 @@ def _wait_until_up(head: subprocess.Popen[bytes], port: int, output: Path) -> No
 
 
 def _stop(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the head's process group, and what of its processes left the group: those name its session folder."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(STOP_SECONDS)
-        for pid in _processes_of(folder):
+    """End the head, which ends what it started; then kill what is left of its group, and what names its session folder.
+
+    Only the head is asked to end. After a signal to its whole group it waits half a minute for processes that have gone.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        head.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_SECONDS
+    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + (STOP_SECONDS if number == signal.SIGTERM else 1.0)
-        while time.monotonic() < deadline:
-            if head.poll() is not None and not _processes_of(folder):
-                return
-            time.sleep(0.2)
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    head.poll()
 
 
 def _processes_of(folder: Path) -> list[int]:

@@ -122,21 +122,26 @@ class Listener:
 
     def __init__(self, native: Mapping[str, Any], record: FrameworkRun, path: Path) -> None:
         self.native, self.record, self.path = native, record, path
-        self.kept = record.done()
+        self.kept = self._learned = record.done()
         self.evaluation: dict[str, float] = {}
+        self._waiting: list[tuple[str, int, dict[str, Any]]] = []
         path.unlink(missing_ok=True)
         self._evaluations = Path(native["vla"]["evaluations"])
         self._evaluations.unlink(missing_ok=True)
         self._read = {self.path: 0, self._evaluations: 0}
 
     def listen(self) -> None:
-        """Take over what is new."""
-        for row in self._rows(self.path):
-            self.record.write("rl", int(row["step"]), row_of(row))
+        """Take over what is new: each step's own row, then its evaluation, whichever file had it first."""
+        learned = [("rl", int(row["step"]), row_of(row)) for row in self._rows(self.path)]
+        self._learned = max([self._learned, *(step for _, step, _ in learned)])
         for row in self._rows(self._evaluations):
             step = int(row.pop("step"))
             self.evaluation = row
-            self.record.write("eval", step, {"name": "rl", **row})
+            self._waiting.append(("eval", step, {"name": "rl", **row}))
+        ready = [row for row in self._waiting if row[1] <= self._learned]
+        self._waiting = [row for row in self._waiting if row[1] > self._learned]
+        for phase, step, values in sorted(learned + ready, key=lambda row: (row[1], row[0] == "eval")):
+            self.record.write(phase, step, values)
         self._keep_checkpoints()
 
     def _rows(self, path: Path) -> list[dict[str, Any]]:
