@@ -104,7 +104,7 @@ def main() -> None:
     if args.compare:
         compare(args.config)
         return
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // args.jobs)
     overrides = [*args.overrides, f"training.threads={threads}"]
     shim = False
     if args.framework:
@@ -119,7 +119,7 @@ def main() -> None:
         "overrides": overrides,
         "jobs": args.jobs,
         "cpu_shim": shim,
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine()},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "seeds": summaries,
     }
