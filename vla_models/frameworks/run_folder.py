@@ -55,7 +55,7 @@ class FrameworkRun:
             self.path = Path(resume)
             check_same(config, self.path)
         self._trainer: Trainer | None = None
-        self._started = time.monotonic()
+        self._started: float
         self._log: MetricsLog
 
     @property
@@ -68,6 +68,7 @@ class FrameworkRun:
         config = self.config
         if config.environment.type in PRACTISED:
             self._trainer = Trainer(config, self.path, self.model, make_practice(config, self.model.spec, build_scenes))
+            self._started = time.monotonic()  # as the trainer: scenes are made before a run's time begins
             rows = [row for row in read_metrics(self.path) if row["phase"] != "imitation" and row["step"] > 0]
             self._trainer.warm_start()
             self._log = MetricsLog(self.path, keep_bytes=(self.path / "metrics.jsonl").stat().st_size)
@@ -81,6 +82,7 @@ class FrameworkRun:
         if not (self.start / "config.json").exists():
             self.model.save_pretrained(self.start)
         rows = read_metrics(self.path)
+        self._started = time.monotonic()
         self._log = MetricsLog(self.path)
         self._keep(rows)
 
