@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import loop
@@ -48,9 +50,30 @@ def run(settings: VLAConfig, folder: Path, *arguments: str, extension: str = "cp
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
-def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
-    settings = config("navsim", "grpo")
-    folder = finished(run(settings, tmp_path))
+def strangers() -> VLAConfig:
+    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
+    settings = config("bench2drive", "grpo")
+    model = settings.model.model_copy(update={"name": "my_vla", "options": {"dim": 16}})
+    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
+    algorithm = settings.algorithm.model_copy(update={"entropy_coef": 0.0})
+    return settings.model_copy(update={"model": model, "training": training, "algorithm": algorithm})
+
+
+RUNS = {"grpo": config("navsim", "grpo"), "ppo": config("bench2drive", "ppo"), "strangers": strangers()}
+Launched = dict[str, Future[subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture(scope="module")
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """The runs that the chosen tests are about, two at a time: most of a launch is RLinf's dozen processes importing torch,
+    one after another."""
+    chosen = {name for name in RUNS for item in request.session.items if name in item.name}
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, RUNS[name], tmp_path_factory.mktemp(name)) for name in RUNS if name in chosen}
+
+
+def test_grpo_in_navsim_saves_resumes_and_evaluates(launched: Launched) -> None:
+    folder = finished(launched["grpo"].result())
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "rlinf/native.yaml"):
         assert (folder / name).stat().st_size > 0, name
     rows = read_metrics(folder)
@@ -72,27 +95,14 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
     # as if it had been killed while the second checkpoint was written
     shutil.rmtree(folder / "checkpoints" / "update-0000002")
     shutil.rmtree(folder / "checkpoints" / "model")
-    assert finished(run(settings, tmp_path, "--resume", str(folder))) == folder
+    assert finished(run(RUNS["grpo"], folder.parents[1], "--resume", str(folder))) == folder
     again = read_metrics(folder)
     assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
     assert changed(weights(folder / "checkpoints" / "update-0000002"), last) < 1e-6
 
 
-def test_a_strangers_model_trains_without_an_adapter_of_its_own(tmp_path: Path) -> None:
-    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
-    settings = config("bench2drive", "grpo")
-    model = settings.model.model_copy(update={"name": "my_vla", "options": {"dim": 16}})
-    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
-    algorithm = settings.algorithm.model_copy(update={"entropy_coef": 0.0})
-    settings = settings.model_copy(update={"model": model, "training": training, "algorithm": algorithm})
-    folder = finished(run(settings, tmp_path))
-    assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
-    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000001"))
-    assert changed(start, last) > 1e-5
-
-
-def test_ppo_in_bench2drive(tmp_path: Path) -> None:
-    folder = finished(run(config("bench2drive", "ppo"), tmp_path))
+def test_ppo_in_bench2drive(launched: Launched) -> None:
+    folder = finished(launched["ppo"].result())
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]
     assert all(np.isfinite(row["value_loss"]) for row in learned)
@@ -100,6 +110,13 @@ def test_ppo_in_bench2drive(tmp_path: Path) -> None:
     assert changed(start, last) > 1e-5
     assert any(name.startswith("value.") and changed({name: start[name]}, last) > 1e-5 for name in start)
     assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
+
+
+def test_a_strangers_model_trains_without_an_adapter_of_its_own(launched: Launched) -> None:
+    folder = finished(launched["strangers"].result())
+    assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
+    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000001"))
+    assert changed(start, last) > 1e-5
 
 
 def test_an_extension_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
