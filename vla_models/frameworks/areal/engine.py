@@ -22,7 +22,6 @@ from areal.api import TrainEngine
 from areal.api.io_struct import DeviceRuntimeInfo
 from areal.engine.core.train_engine import aggregate_eval_losses, compute_total_loss_weight
 from areal.engine.fsdp_utils import get_cosine_schedule_with_warmup
-from areal.infra.dist_rollout import DistRolloutCoordinator
 from areal.infra.platforms import current_platform
 from areal.trainer.ppo.actor import PPOActor, PPOActorController
 from areal.utils import perf_tracer, stats_tracker
@@ -34,6 +33,7 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError
 from vla_models.files import atomic_path
+from vla_models.frameworks.areal.coordinator import RolloutCoordinator
 from vla_models.frameworks.areal.sequences import PAYLOAD
 from vla_models.frameworks.records import unpack
 from vla_models.frameworks.user_code import import_sources
@@ -60,7 +60,7 @@ class VLATrainEngine(TrainEngine):
         self.lr_scheduler: Any
         self.rollout_engine: Any = None
         self.has_entropy = True
-        self._coordinator: DistRolloutCoordinator | None = None
+        self._coordinator: RolloutCoordinator | None = None
         self._version, self._initialized, self._own_group = 0, False, False
         self._checked: int | None = None
         """Weight version whose replay has been compared with sampling."""
@@ -168,7 +168,7 @@ class VLATrainEngine(TrainEngine):
     def connect_engine(self, engine: Any, meta: Any) -> None:
         """Take rollouts from this inference engine and give it new weights."""
         self.rollout_engine = engine
-        self._coordinator = DistRolloutCoordinator(rollout_engine=engine, train_engine=self)
+        self._coordinator = RolloutCoordinator(rollout_engine=engine, train_engine=self)
 
     def rollout_batch(self, *args: Any, **kwargs: Any) -> Any:
         """See AReaL's ``DistRolloutCoordinator``."""
