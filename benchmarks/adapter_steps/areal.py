@@ -58,22 +58,24 @@ def step(config: VLAConfig, folder: Path) -> Step:
     engine, policy = SimpleNamespace(adecide=decide), RecordPolicy(config, {"record": layout.record.to_dict()})
     make(1)
 
-    async def groups() -> list[Any]:
+    made: list[Any] = []
+
+    async def groups() -> None:  # returns nothing: asyncio.run writes a result out to show it if interrupted
         from vla_models.frameworks.areal.env import EnvironmentPool
 
         pool = EnvironmentPool(make, environments=1, threads=1, limit=600.0)
-        made = []
+        made.clear()
         for scene in scenes[: config.training.scenes_per_step]:
             async with kind(pool, config.algorithm.group_size) as adapter:
                 driven = await drive(adapter, policy, engine, scene)
             made.append(driven.trajectory(normalize=config.algorithm.normalize_advantage))
         pool.close()
-        return [group for group in made if group is not None]
 
     rollout = outer.wrap(lambda: asyncio.run(groups()))
 
     def once() -> float:
-        actor.ppo_update(actor.compute_advantages(rollout()))
+        rollout()
+        actor.ppo_update(actor.compute_advantages([group for group in made if group is not None]))
         return take(outer, inner)
 
     return once

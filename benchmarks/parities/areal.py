@@ -64,8 +64,7 @@ def outcome(batch: Batch, algorithm: str = "grpo") -> Outcome:
     from areal.utils import stats_tracker
     from areal.utils.data import concat_padded_tensors
 
-    from vla_models.frameworks.areal.sequences import PAYLOAD
-    from vla_models.frameworks.records import unpack
+    from vla_models.frameworks.areal.sequences import PAYLOAD, joined_record
 
     with collected(batch) as (s, made):
         done = s.actor.compute_advantages(copy.deepcopy(made))
@@ -73,8 +72,7 @@ def outcome(batch: Batch, algorithm: str = "grpo") -> Outcome:
         counts = whole["loss_mask"].bool()
         with torch.no_grad():
             logprobs, _ = s.actor.replay(whole[PAYLOAD], whole)
-        names = [name for name in whole[PAYLOAD][0] if name != "pixel_values"]
-        record = unpack({name: torch.cat([entry[name] for entry in whole[PAYLOAD]]) for name in names})
+        record = joined_record(whole[PAYLOAD])
         rows = rows_of(batch, record)
         mask = s.actor.model.evaluate_actions(record)["mask"].flatten(1)
         stats_tracker.export_all()
@@ -143,13 +141,11 @@ def _clipped(batch: Batch, **options: Any) -> Tensor:
     """[B] advantages where each row's reward is 100 times the stored one."""
     from areal.utils.data import concat_padded_tensors
 
-    from vla_models.frameworks.areal.sequences import PAYLOAD
-    from vla_models.frameworks.records import unpack
+    from vla_models.frameworks.areal.sequences import PAYLOAD, joined_record
 
     with collected(batch, **options) as (s, made):
         whole = concat_padded_tensors(copy.deepcopy(made))
-        names = [name for name in whole[PAYLOAD][0] if name != "pixel_values"]
-        rows = rows_of(batch, unpack({name: torch.cat([entry[name] for entry in whole[PAYLOAD]]) for name in names}))
+        rows = rows_of(batch, joined_record(whole[PAYLOAD]))
         at = 0
         for d in made:
             size = len(d["rewards"])

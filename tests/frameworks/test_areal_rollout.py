@@ -21,8 +21,8 @@ from vla_models.errors import VLAModelsError
 from vla_models.frameworks.areal.deciding import WHOLE, Decider, Decision, Sampling
 from vla_models.frameworks.areal.driving import drive
 from vla_models.frameworks.areal.env import AReaLBench2DriveAdapter, EnvironmentPool
-from vla_models.frameworks.areal.sequences import PAYLOAD, Row, check, record_rows, staleness, trajectory
-from vla_models.frameworks.records import RecordLayout, unpack
+from vla_models.frameworks.areal.sequences import PAYLOAD, Row, check, joined_record, record_rows, staleness, trajectory
+from vla_models.frameworks.records import RecordLayout
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import create_model
 
@@ -255,8 +255,9 @@ def test_a_record_travels_in_its_row() -> None:
     layout = RecordLayout.of([(record, logprobs)])
     rows = record_rows(layout, record, logprobs, mask, 7)
     made = trajectory(rows, [1.0, 2.0, 3.0])
-    joined = {name: torch.cat([entry[name] for entry in made[PAYLOAD]]) for name in made[PAYLOAD][0] if name != "pixel_values"}
-    assert all(torch.equal(value, record[name]) for name, value in unpack(joined).items())
+    joined = joined_record(made[PAYLOAD])
+    assert joined.keys() == record.keys()
+    assert all(torch.equal(value, record[name]) for name, value in joined.items())
     assert made["attention_mask"].sum(1).tolist() == [5, 4, 5]
     torch.testing.assert_close(made["logprobs"][1], torch.tensor([0.0, logprobs[1, 0], 0.0, logprobs[1, 2], 0.0]))
     assert made["versions"][1].tolist() == [-1, 7, -1, 7, -1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vla_models.errors import ConfigError, NotImplementedByModel
-from vla_models.frameworks.records import RecordLayout, unpack
+from vla_models.frameworks.records import RecordLayout, from_words, to_words, unpack
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -34,7 +34,9 @@ def test_records_come_back_after_being_stacked_shuffled_and_rounded(rows: int, w
     assert not any(value.is_floating_point() for part in packed for value in part.values())
     whole = {key: torch.stack([part[key] for part in packed]).flatten(0, 1) for key in packed[0]}
     order = torch.randperm(rows * len(widths), generator=torch.Generator().manual_seed(seed))
-    back = unpack({key: value[order] for key, value in whole.items()})
+    words, form = to_words(whole)
+    assert words.dtype == torch.int64
+    back = unpack(from_words(words[order], form))
     widest = max(widths)
     for place, source in enumerate(order.tolist()):
         original = records[source // rows]

@@ -2,11 +2,14 @@
 
 A record's tensors are padded on the right with zeros up to the sizes of a ``RecordLayout`` and travel as integers: floating
 point numbers as their own bits, because mixed-precision wrappers round every float that they meet, and a rounded record no
-longer replays. The packed form describes itself: ``unpack`` needs no layout and cuts the padding that all rows share.
+longer replays. The packed form describes itself: ``unpack`` needs no layout and cuts the padding that all rows share. Where
+each tensor of a row costs something (a copy, a message, a key), ``to_words`` makes one of all of them.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -23,6 +26,8 @@ _DTYPES: Final = {
     for dtype in (*_BITS, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool)
 }
 _RECORD, _SIZES = "record", "sizes"
+_WORD: Final = 8
+"""Bytes; rows of words are copied faster than rows of bytes."""
 _ROUND: Final = 8
 """Sizes with room to spare are rounded up to a multiple of this."""
 
@@ -100,6 +105,40 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = _DTYPES[kind]
         record[name] = value.contiguous().view(dtype) if dtype in _BITS else value
     return record
+
+
+def to_words(packed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A packed record as one tensor, int64 [B, W], and its form: what lies where, as the bytes (uint8) of a JSON text.
+
+    ``packed`` holds integers [B, …] alone, as ``RecordLayout.pack`` makes them. Records of one run have one form.
+    """
+    form = [[key, str(value.dtype).removeprefix("torch."), list(value.shape[1:])] for key, value in sorted(packed.items())]
+    rows = len(next(iter(packed.values())))
+    places, width = _places(form)
+    words = torch.zeros(rows, width, dtype=torch.int64)
+    whole = words.view(torch.uint8)
+    for key, _, _, at, size in places:
+        whole[:, at : at + size] = packed[key].contiguous().view(rows, -1).view(torch.uint8)
+    return words, torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8)
+
+
+def from_words(words: Tensor, form: Tensor) -> dict[str, Tensor]:
+    """The packed record in words int64 [B, W] of that form; ``unpack`` goes on from it."""
+    whole, packed = words.contiguous().view(torch.uint8), {}
+    for key, kind, shape, at, size in _places(json.loads(bytes(form.tolist())))[0]:
+        packed[key] = whole[:, at : at + size].contiguous().view(kind).reshape(len(words), *shape)
+    return packed
+
+
+def _places(form: Sequence[Sequence[Any]]) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], int]:
+    """(key, type, shape, first byte, bytes) of each tensor in a row, and the row's words."""
+    places, at = [], 0
+    for key, name, shape in form:
+        kind: torch.dtype = getattr(torch, name)
+        size = math.prod(shape) * kind.itemsize
+        places.append((key, kind, tuple(shape), at, size))
+        at += -(-size // _WORD) * _WORD
+    return places, at // _WORD
 
 
 def pad(value: Tensor, size: tuple[int, ...], what: str) -> Tensor:

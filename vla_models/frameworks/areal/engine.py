@@ -34,8 +34,7 @@ from transformers import get_constant_schedule_with_warmup, get_linear_schedule_
 from vla_models.errors import CheckpointError, ConfigError, DivergenceError
 from vla_models.files import atomic_path
 from vla_models.frameworks.areal.coordinator import RolloutCoordinator
-from vla_models.frameworks.areal.sequences import PAYLOAD
-from vla_models.frameworks.records import unpack
+from vla_models.frameworks.areal.sequences import PAYLOAD, joined_record
 from vla_models.frameworks.user_code import import_sources
 from vla_models.interface import VLAForDriving, VLAInterface
 from vla_models.training.learner import HALF_TOLERANCE, REPLAY_TOLERANCE
@@ -341,9 +340,8 @@ class VLATrainEngine(TrainEngine):
         The n-th part that counts for the model is the n-th slot that counts in the row, wherever padding lies: rows come from
         batches of different widths.
         """
-        names = [name for name in payload[0] if name != "pixel_values"]
-        stacked = {name: torch.cat([entry[name] for entry in payload]).to(self.device) for name in names}
-        out = self.model.evaluate_actions(unpack(stacked), entropy=self.has_entropy)
+        record = {name: value.to(self.device) for name, value in joined_record(payload).items()}
+        out = self.model.evaluate_actions(record, entropy=self.has_entropy)
         self.has_entropy = self.has_entropy and "entropy" in out
         counts = part["loss_mask"].bool().to(self.device)
         if "advantages" not in part:  # before AReaL has rolled it

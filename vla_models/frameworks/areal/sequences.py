@@ -21,12 +21,15 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vla_models.errors import VLAModelsError
-from vla_models.frameworks.records import RecordLayout
+from vla_models.frameworks.records import RecordLayout, from_words, to_words, unpack
 
 PAYLOAD: Final = "multi_modal_input"
 """The key whose entries go with their sequences."""
+_WORDS, _FORM = "words", "form"
+"""Of a record in there, see ``records.to_words``: one tensor, because AReaL copies each of them many times."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,25 @@ def record_rows(layout: RecordLayout, record: Mapping[str, Tensor], logprobs: Te
 
     record: [B, …]; logprobs float32 [B, P]; mask bool [B, P]; version: of the weights that decided.
     """
-    packed = layout.pack(record)
-    payload = {"pixel_values": torch.zeros(0)}
-    rows = []
-    for i in range(len(logprobs)):
-        counts = torch.cat([torch.zeros(1, dtype=torch.bool), mask[i]])
-        rows.append(
-            Row(
-                ids=torch.zeros(len(counts), dtype=torch.int64),
-                logprobs=torch.cat([torch.zeros(1), logprobs[i]]).where(counts, torch.zeros(())),
-                counts=counts,
-                versions=torch.where(counts, version, -1).to(torch.int32),
-                payload={**payload, **{name: value[i : i + 1].clone() for name, value in packed.items()}},
-                extra={},
-            )
-        )
-    return rows
+    words, form = to_words(layout.pack(record))
+    rows = len(words)
+    counts = torch.cat([torch.zeros(rows, 1, dtype=torch.bool), mask], dim=1)
+    decided = torch.cat([torch.zeros(rows, 1), logprobs], dim=1).where(counts, torch.zeros(()))
+    versions = torch.where(counts, version, -1).to(torch.int32)
+    nothing, no_ids = torch.zeros(0), torch.zeros(counts.shape[1], dtype=torch.int64)
+    each = zip(decided.unbind(), counts.unbind(), versions.unbind(), words[:, None].unbind(), strict=True)
+    return [
+        Row(no_ids, logprob, counted, made_by, {"pixel_values": nothing, _WORDS: own.clone(), _FORM: form}, {})
+        for logprob, counted, made_by, own in each
+    ]
+
+
+def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The record [b, …] that the payloads of b decisions hold."""
+    form = payload[0][_FORM]
+    if not all(entry[_FORM] is form or torch.equal(entry[_FORM], form) for entry in payload):
+        raise VLAModelsError("the decisions of a batch hold records of different forms; a record's types must not change")
+    return unpack(from_words(torch.cat([entry[_WORDS] for entry in payload]), form))
 
 
 def trajectory(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Any]:
@@ -76,18 +82,20 @@ def trajectory(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Any]:
         raise VLAModelsError(f"a trajectory needs a reward for each of its decisions: {len(rows)} and {len(rewards)}")
     if any(row.payload.keys() != rows[0].payload.keys() or row.extra.keys() != rows[0].extra.keys() for row in rows):
         raise VLAModelsError("the decisions of a trajectory hold different keys; a record's keys must not change")
-    length = max(_end(row) for row in rows)
+    counts = pad_sequence([row.counts for row in rows], batch_first=True)
+    slots = torch.tensor([len(row.counts) for row in rows])
+    numbers = torch.arange(counts.shape[1])
+    last = torch.where(counts, numbers, -1).amax(dim=1)
+    ends = torch.where(last < 0, slots, last + 1)  # the prompt's slot is not cut off where nothing counts
+    there = numbers[: int(ends.max())] < ends[:, None]
 
     def stack(values: Sequence[Tensor], dtype: torch.dtype, fill: float = 0) -> Tensor:
-        out = torch.full((len(values), length), fill, dtype=dtype)
-        for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-            end = _end(row)
-            out[i, :end] = value[:end].to(dtype)
-        return out
+        whole = pad_sequence(list(values), batch_first=True, padding_value=fill)[:, : there.shape[1]]
+        return whole.to(dtype).masked_fill(~there, fill)
 
     made = {
         "input_ids": stack([row.ids for row in rows], torch.int64),
-        "attention_mask": stack([torch.ones(len(row.counts)) for row in rows], torch.bool),
+        "attention_mask": there,
         "loss_mask": stack([row.counts for row in rows], torch.int32),
         "logprobs": stack([row.logprobs for row in rows], torch.float32),
         "versions": stack([row.versions for row in rows], torch.int32, -1),
@@ -97,12 +105,6 @@ def trajectory(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Any]:
     }
     check(made)
     return made
-
-
-def _end(row: Row) -> int:
-    """Slots of a row up to the last one that counts (one more than the prompt if none does)."""
-    at = torch.nonzero(row.counts)
-    return int(at[-1]) + 1 if len(at) else len(row.counts)
 
 
 def check(made: Mapping[str, Any]) -> None:

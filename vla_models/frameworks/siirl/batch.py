@@ -10,7 +10,6 @@ the mask of its advantages and the place of its rewards agree (in its own embodi
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vla_models.frameworks.records import RecordLayout, unpack
+from vla_models.frameworks.records import RecordLayout, from_words, to_words, unpack
 
 RECORDS: Final = "pixel_values"
 """Key of the packed records, int64 [B, D, words]."""
@@ -29,14 +28,12 @@ SURVIVING: Final = (
     "token_level_rewards", "token_level_scores", "old_log_probs", "ref_log_prob", "uid",
 )  # fmt: skip
 """Keys that learning reads after siiRL may have moved samples; all of them pass ``Dict2Samples``."""
-_WORD: Final = 8
-"""Bytes; rows of words are copied faster than rows of bytes."""
 NAME_BYTES: Final = 50
 """Width of ``task_file_name``."""
 
 
 class RecordWords:
-    """Records of a run as rows of 64-bit words, and back. How they lie is found with the first one; all of a run are alike.
+    """Records of a run as rows of 64-bit words, and back. Their form is found with the first one; all of a run are alike.
 
     Args:
         layout: the fixed shapes of records.
@@ -44,46 +41,25 @@ class RecordWords:
 
     def __init__(self, layout: RecordLayout) -> None:
         self.layout = layout
-        self._parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
+        self.width = 0
+        """Words of a row; 0 before there was one."""
+        self._form = torch.zeros(0, dtype=torch.uint8)
 
     @property
     def parts(self) -> int:
         """A, log-probabilities of a decision."""
         return self.layout.parts
 
-    @property
-    def width(self) -> int:
-        """Words of a row."""
-        return sum(-(-_bytes(kind, shape) // _WORD) for _, kind, shape in self._parts)
-
     def pack(self, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
         """The record [B rows] as int64 [B, width]; ``ConfigError`` where it is larger than the run was laid out for."""
         self.layout.pack_logprobs(logprobs)
-        packed = self.layout.pack(record)
-        if not self._parts:
-            self._parts = [(key, value.dtype, tuple(value.shape[1:])) for key, value in sorted(packed.items())]
-        rows = torch.zeros(len(logprobs), self.width * _WORD, dtype=torch.uint8)
-        at = 0
-        for key, kind, shape in self._parts:
-            size = _bytes(kind, shape)
-            rows[:, at : at + size] = packed[key].contiguous().reshape(len(rows), -1).view(torch.uint8)
-            at += -(-size // _WORD) * _WORD
-        return rows.view(torch.int64)
+        words, self._form = to_words(self.layout.pack(record))
+        self.width = words.shape[1]
+        return words
 
     def unpack(self, words: Tensor, places: Tensor) -> dict[str, Tensor]:
         """The records at ``places`` (int64 [n, 2]) of words [B, D, width]."""
-        packed, at = {}, 0
-        for key, kind, shape in self._parts:
-            size = _bytes(kind, shape)
-            end = at + -(-size // _WORD)
-            rows = words[:, :, at:end][places[:, 0], places[:, 1]].view(torch.uint8)
-            packed[key] = rows[:, :size].contiguous().view(kind).reshape(len(places), *shape)
-            at = end
-        return unpack(packed)
-
-
-def _bytes(kind: torch.dtype, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * kind.itemsize
+        return unpack(from_words(words[places[:, 0], places[:, 1]], self._form))
 
 
 @dataclass(frozen=True)
