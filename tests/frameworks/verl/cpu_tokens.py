@@ -1,6 +1,8 @@
 """A token server for tests: what vLLM is to verl on a GPU, with transformers on a CPU. Loaded beside ``cpu_shim``.
 
-It completes token by token, without a cache, and samples from the whole vocabulary, as verl's own servers do. transformers'
+It completes token by token, without a cache, and samples from the whole vocabulary, as verl's own servers do: also tokens that
+stand for pictures. A model with random weights writes one in some hundred tokens; so that every test sees one, the first answer
+to each version of the weights that samples has one for its third token. transformers'
 processor for Qwen2.5-VL needs torchvision because of its videos; here its class is built by hand from the real parts for
 pictures.
 """
@@ -66,31 +68,37 @@ class TokenServer:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
         self.processor = processor(path)
         self.generator = torch.Generator().manual_seed(seed)
+        self.pictures = [self.model.config.image_token_id, self.model.config.video_token_id]
         self.version: int | None = None
+        self.owed = True
+        """Whether an answer with a picture's token is still to come."""
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: Mapping[str, Any], image_data: Any = None, **_: Any
     ) -> TokenOutput:
-        return await asyncio.to_thread(self._complete, prompt_ids, sampling_params, image_data)
+        pictures = [2] if self.owed and sampling_params["temperature"] else []
+        self.owed = self.owed and not pictures
+        return await asyncio.to_thread(self._complete, prompt_ids, sampling_params, image_data, pictures)
 
     @torch.no_grad()
-    def _complete(self, prompt_ids: list[int], sampling: Mapping[str, Any], images: Any) -> TokenOutput:
+    def _complete(self, prompt_ids: list[int], sampling: Mapping[str, Any], images: Any, pictures: list[int]) -> TokenOutput:
         seen = self.processor.image_processor(images=images, return_tensors="pt")
         ids, logprobs = list(prompt_ids), []
-        for _ in range(sampling["max_tokens"]):
+        for written in range(sampling["max_tokens"]):
             row = torch.tensor([ids])
             places = positions(self.processor, row, seen["image_grid_thw"])
             out = self.model(input_ids=row, position_ids=places, use_cache=False, **seen)
             logits = out.logits[0, -1].float()
+            found = (logits / (sampling["temperature"] or 1.0)).log_softmax(-1)
             if not sampling["temperature"]:
                 ids.append(int(logits.argmax()))
-                logprobs.append(0.0)
-                continue
-            found = (logits / sampling["temperature"]).log_softmax(-1)
-            ids.append(int(torch.multinomial(found.exp(), 1, generator=self.generator)))
+            elif written in pictures:
+                ids.append(self.pictures[0])
+            else:
+                ids.append(int(torch.multinomial(found.exp(), 1, generator=self.generator)))
             logprobs.append(float(found[ids[-1]]))
-            if ids[-1] == self.processor.tokenizer.eos_token_id:
-                break
+            if ids[-1] in (self.processor.tokenizer.eos_token_id, *self.pictures):
+                break  # vLLM would write on behind a picture's token; transformers would look for the picture
         return TokenOutput(
             token_ids=ids[len(prompt_ids) :], log_probs=logprobs, stop_reason="completed",
             extra_fields={"global_steps": self.version},
@@ -100,7 +108,7 @@ class TokenServer:
         missing, unexpected = self.model.load_state_dict(dict(weights), strict=False)
         assert not unexpected, unexpected[:3]
         assert set(missing) <= {"lm_head.weight"}, missing[:3]
-        self.version = version
+        self.version, self.owed = version, True
 
     async def state(self) -> dict[str, Any]:
         return {"version": self.version}

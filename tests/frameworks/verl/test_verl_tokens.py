@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def made(request: pytest.FixtureRequest, settings: Any) -> Any:
     """A setting, its engine and a rollout of two groups of two."""
     s = settings[request.param]
-    scenes = json.loads(Path(s.cfg.data.train_files).read_text())["scenes"][:2]
-    if request.param == "bench2drive":
-        scenes = ["go2", "go3"]
-    return (s, s.engine(), *one.trajectories(s, [scene for scene in scenes for _ in range(2)]))
+    return (s, s.engine(), *one.trajectories(s, [scene for scene in scenes_of(s) for _ in range(2)]))
+
+
+def scenes_of(s: Any) -> list[str]:
+    """Two training scenes."""
+    if s.config.environment.type == "bench2drive":
+        return ["go2", "go3"]
+    return list(json.loads(Path(s.cfg.data.train_files).read_text())["scenes"][:2])
 
 
 def test_prompts_have_pictures_and_answers_are_driven(made: Any) -> None:
@@ -145,6 +150,27 @@ def test_what_is_written_as_a_plan_is_driven(made: Any) -> None:
     plans, valid = speaker.parse(ids, [0.0])
     assert valid.tolist() == [True]
     assert plans.shape == (1, 8, 3)
+
+
+@pytest.mark.parametrize(("at", "kept"), [(0, [2]), (5, [100, 101, 102, 103, 104]), (8, [*range(100, 108)])])
+@pytest.mark.parametrize("kind", ["image_token_id", "video_token_id"])
+def test_an_answer_ends_before_a_token_that_stands_for_a_picture(made: Any, kind: str, at: int, kept: list[int]) -> None:
+    """verl would look for the picture behind it, and raise; ``cpu_tokens`` samples one, too."""
+    s, engine, *_ = made
+    said = [*range(100, 108)]
+    if at < 8:
+        said[at] = getattr(s.model_config.hf_config, kind)
+
+    class Server:
+        async def generate(self, *_: Any, **__: Any) -> cpu_tokens.TokenOutput:
+            return cpu_tokens.TokenOutput(token_ids=said, log_probs=[-1.0] * 8, extra_fields={"global_steps": 1})
+
+    data, _ = one.trajectories(dataclasses.replace(s, server=Server()), [scenes_of(s)[0]])
+    for answer, mask, logprobs in zip(data["responses"], data["response_mask"], data["rollout_log_probs"], strict=True):
+        assert answer.tolist() == kept
+        assert mask.tolist() == ([1] * len(kept) if at else [0])
+        assert logprobs.tolist() == ([-1.0] * len(kept) if at else [0.0])
+    assert one.replayed(engine, data)["log_probs"].isfinite().all()
 
 
 def test_a_prompt_that_is_too_long_is_named_with_its_scene(settings: Any) -> None:

@@ -8,11 +8,13 @@ be no plan, and ``reward.invalid`` says what becomes of it.
 from __future__ import annotations
 
 import asyncio
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, register
+from verl.utils.tokenizer import get_processor_token_id
 from verl.workers.rollout.replica import TokenOutput
 
 from vla_models.errors import ConfigError
@@ -46,7 +48,7 @@ class DrivingAgentLoop(EpisodeLoop):
         answer: TokenOutput = await self.server_manager.generate(
             uuid4().hex, prompt_ids=prompt, sampling_params={**sampling_params, "max_tokens": most}, image_data=images
         )
-        said = answer.token_ids[:most]
+        said = self.replayable(answer.token_ids[:most])
         plans, valid = self.speaker().parse([said], [_speed(given)])
         answer.extra_fields |= {"plan": plans[0], "valid": bool(valid[0])}
         versions = {key: answer.extra_fields.get(key) for key in ("min_global_steps", "max_global_steps")}
@@ -56,7 +58,7 @@ class DrivingAgentLoop(EpisodeLoop):
                 prompt_ids=prompt,
                 response_ids=said or [self.tokenizer.eos_token_id],  # verl wants a token, and gives none to a silent answer
                 response_mask=[1] * len(said) or [0],
-                response_logprobs=(answer.log_probs or [0.0] * max(1, len(said)))[: max(1, len(said))],
+                response_logprobs=(answer.log_probs or [0.0] * len(said))[: len(said)] or [0.0],
                 multi_modal_data={"images": images},
                 metrics=AgentLoopMetrics(),
                 extra_fields=versions,
@@ -77,6 +79,15 @@ class DrivingAgentLoop(EpisodeLoop):
         images = [Image.fromarray(picture) for picture in speaker.prompts.pictures(given.images)]
         encoded = self.processor(text=[speaker.build_prompt(given)], images=images)
         return [int(i) for i in encoded["input_ids"][0]], images
+
+    def replayable(self, said: list[int]) -> list[int]:
+        """The tokens of an answer before the first that stands for a picture or a video.
+
+        Servers sample from the whole vocabulary, these tokens included. verl and the model would look for a picture behind each
+        of them, find none and raise: verl in ``AgentLoopWorker._compute_position_ids``, the model in its forward pass.
+        """
+        pictures = {get_processor_token_id(self.processor, kind) for kind in ("image", "video")}
+        return list(takewhile(lambda token: token not in pictures, said))
 
     def speaker(self) -> Any:
         """The model as far as it is needed here: its base weights are let go of."""
