@@ -26,6 +26,7 @@ def step(config: VLAConfig, folder: Path) -> Step:
     runner.load_plugin()
     from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
+    from vla_models.frameworks.verl.fields import FORM, WORDS, packed_records
     from vla_models.frameworks.verl.loop import DecisionOutput, score
     from vla_models.frameworks.verl.model import OBSERVATION, Replay
     from vla_models.frameworks.verl.rollout import DrivingServer
@@ -75,7 +76,7 @@ def step(config: VLAConfig, folder: Path) -> Step:
         order = data_order(config.seed, "rl", done, len(scenes), config.training.scenes_per_step)
         done += 1
         rows = loop.run_until_complete(rollout([scenes[i] for i in order]))
-        packed = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name.startswith(("record/", "sizes/"))}
+        packed = packed_records({name: torch.stack([row[name] for row in rows]) for name in (WORDS, FORM)})
         rewards = torch.stack([row["rm_scores"].sum() for row in rows])
         loss = (replay(packed=packed)["logprobs"].sum(1) * rewards).mean()
         inner.wrap(loss.backward)()

@@ -74,7 +74,7 @@ class Prepared:
         self.actor = s.engine()
         self.critic = s.engine("critic") if algorithm == "ppo" else None
         from vla_models.frameworks.records import unpack
-        from vla_models.frameworks.verl.engine import packed_records
+        from vla_models.frameworks.verl.fields import packed_records
 
         record = unpack(packed_records(self.data))
         self.rows = rows_of(batch, record)

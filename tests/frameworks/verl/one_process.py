@@ -209,7 +209,7 @@ def trajectories(s: Setting, scenes: list[str], part: str = "train") -> tuple[Te
         v1.tq = original
     keys = sorted(rows)
     jagged = {*JAGGED, *({"position_ids"} if s.model_config.processor is not None else ())}
-    names = [*jagged, *(n for n in sorted(set(rows[keys[0]].keys())) if n.startswith(("record/", "sizes/")))]
+    names = [*jagged, *(n for n in sorted(set(rows[keys[0]].keys())) if n.startswith("record/"))]
     fields = {
         name: torch.nested.as_nested_tensor([rows[key][name] for key in keys], layout=torch.jagged)
         if name in jagged

@@ -18,6 +18,7 @@ from verl.protocol import DataProto
 
 from vla_models.errors import ConfigError
 from vla_models.frameworks.records import RecordLayout, unpack
+from vla_models.frameworks.verl.fields import packed_records, record_fields
 from vla_models.frameworks.verl.model import ACTION, OBSERVATION, TOKENS
 
 PADDING: Final = "vla_models_padding"
@@ -72,7 +73,7 @@ def to_dataproto(decisions: Decisions, layout: RecordLayout, *, multiple: int = 
         "position_ids": (attention.cumsum(dim=1) - 1).clamp(min=0),
         "rollout_log_probs": logprobs,
         "rm_scores": scores,
-        **layout.pack(decisions.record),
+        **record_fields(layout.pack(decisions.record)),
     }
     filled = {name: value[take] for name, value in tensors.items()}
     for name in ("response_mask", "rollout_log_probs", "rm_scores"):
@@ -89,7 +90,7 @@ def from_dataproto(data: DataProto) -> Decisions:
     rows = len(data) - int(data.meta_info.get(PADDING, 0))
     batch = {name: data.batch[name][:rows] for name in set(data.batch.keys())}
     return Decisions(
-        record=unpack(batch),
+        record=unpack(packed_records(batch)),
         logprobs=batch["rollout_log_probs"],
         mask=batch["response_mask"].bool(),
         rewards=batch["rm_scores"].sum(dim=1),

@@ -21,6 +21,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine.utils import detach_tree
 
 from vla_models.errors import DivergenceError, NotImplementedByModel
+from vla_models.frameworks.verl.fields import packed_records
 from vla_models.frameworks.verl.model import Replay, own_names
 from vla_models.frameworks.verl.runner import WEIGHTS
 
@@ -114,12 +115,3 @@ class Places:
         flat = torch.zeros(self.total, dtype=torch.float32, device=values.device)
         flat = flat.index_copy(0, first + rank, values.float()[kept])
         return torch.nested.nested_tensor_from_jagged(flat, self.offsets)
-
-
-def packed_records(micro_batch: TensorDict) -> dict[str, Tensor]:
-    """The packed record's tensors among the fields of a batch. Rows of equal shape come back jagged from TransferQueue."""
-
-    def dense(value: Tensor) -> Tensor:
-        return value.values().reshape(value.shape[0], -1, *value.shape[2:]) if value.is_nested else value
-
-    return {key: dense(value) for key, value in micro_batch.items() if key.startswith(("record/", "sizes/"))}

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.workers.rollout.replica import TokenOutput
 
 from vla_models.config import VLAConfig
 from vla_models.frameworks.verl.env import Decision, EpisodeFailed, EpisodePool, Part, Row
+from vla_models.frameworks.verl.fields import tensors_of
 from vla_models.frameworks.verl.model import ACTION, OBSERVATION
 from vla_models.frameworks.verl.native import AGENTS
 from vla_models.inputs import VLASpec
@@ -34,13 +34,13 @@ class DecisionOutput(AgentLoopOutput):
     score: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The row's fields; the record's tensors are fields of their own."""
+        """The row's fields; those of the record are fields of their own."""
         row: dict[str, Any] = super().as_dict()
         row.pop("score")
         row["rm_scores"] = row["response_mask"].float() * 0.0
         row["rm_scores"][-1] = self.score
         fields = dict(row["extra_fields"])
-        record: dict[str, Tensor] = fields.pop("record", {})
+        record = tensors_of(fields.pop("record", {}))
         return row | {"extra_fields": fields} | record
 
 

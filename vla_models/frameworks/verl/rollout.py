@@ -23,6 +23,7 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from vla_models.errors import CheckpointError, ConfigError, NotImplementedByModel
 from vla_models.frameworks.observations import ObservationLayout, Packed, concatenate
 from vla_models.frameworks.records import RecordLayout
+from vla_models.frameworks.verl.fields import record_fields, rows_of
 from vla_models.frameworks.verl.model import ACTION, own_names
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import create_model
@@ -74,7 +75,7 @@ class DrivingServer:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: Mapping[str, Any], observation: Packed, **unused: Any
     ) -> TokenOutput:
-        """Decide: ``extra_fields`` has ``plan`` [T, 3], ``valid``, ``record`` (packed, one row) and ``global_steps``, the
+        """Decide: ``extra_fields`` has ``plan`` [T, 3], ``valid``, ``record`` (see ``fields``) and ``global_steps``, the
         version of the weights. Temperature 0 asks for the likeliest plan, and gives no record."""
         temperature, top_p = float(sampling_params.get("temperature", 1.0)), float(sampling_params.get("top_p", 1.0))
         answer = asyncio.get_running_loop().create_future()
@@ -159,7 +160,8 @@ class DrivingServer:
         inputs = VLAInput.batch(self.observations.unpack(concatenate(observations)))
         if temperature == 0.0:
             decided = self.model.predict(inputs, deterministic=True, num_samples=samples)
-            logprobs, record = None, {}
+            logprobs = None
+            records: list[dict[str, Any]] = [{} for _ in range(len(inputs) * samples)]
         else:
             decided = self.model.predict(inputs, num_samples=samples, temperature=temperature, top_p=top_p, generator=generator)
             if decided.record is None or decided.logprobs is None:
@@ -167,7 +169,8 @@ class DrivingServer:
                     f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
                     "(see docs/models.md)"
                 )
-            logprobs, record = decided.logprobs.float().flatten(1).cpu(), self.records.pack(decided.record)
+            logprobs = decided.logprobs.float().flatten(1).cpu()
+            records = rows_of(record_fields(self.records.pack(decided.record)))
             mask = torch.ones_like(logprobs, dtype=torch.bool)
             if self.masked:
                 mask = self.model.evaluate_actions(decided.record)["mask"].flatten(1).cpu()
@@ -177,7 +180,7 @@ class DrivingServer:
             fields = {
                 "plan": decided.waypoints.reshape(-1, *decided.waypoints.shape[-2:])[row],
                 "valid": decided.valid is None or bool(decided.valid[row]),
-                "record": {name: value[row] for name, value in record.items()},
+                "record": records[row],
                 "global_steps": self.version,
             }
             answers.append(
