@@ -30,6 +30,16 @@ class Packed:
     """[N, D] everything else that is a number, in the order of ``ObservationLayout.arrays``."""
     text: list[str] | None
 
+    def row(self, i: int) -> Packed:
+        """Observation ``i`` alone; its arrays are views."""
+        only = slice(i, i + 1)
+        return Packed(
+            main=None if self.main is None else self.main[only],
+            extra=None if self.extra is None else self.extra[only],
+            states=self.states[only],
+            text=None if self.text is None else self.text[only],
+        )
+
 
 @dataclass(frozen=True)
 class ObservationLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,22 @@ def test_a_dataset_without_our_agent_is_refused(made: Any, tmp_path: Path) -> No
         file.write_text(json.dumps({**data, "agent_name": name}))
         with pytest.raises(ConfigError, match=r"agent_name .*known: .*vla_models_record"):
             DrivingDataset(str(file))
+
+
+def test_an_answer_is_sent_with_its_own_record_alone(made: Any) -> None:
+    """Ray sends all that a tensor is a view of, and pickles it with torch: rows of a batch are copied, into arrays."""
+    s, *_ = made("navsim", "small_gaussian")
+    answers = []
+
+    class Watched:
+        async def generate(self, *args: Any, **more: Any) -> Any:
+            answers.append(await s.server.generate(*args, **more))
+            return answers[-1]
+
+    rollout(dataclasses.replace(s, server=Watched()))
+    records = [answer.extra_fields["record"] for answer in answers]
+    assert len(records) == 8
+    assert all(value.flags.owndata for record in records for value in record.values())
 
 
 def test_a_model_that_fails_tells_the_trajectory(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -138,12 +138,13 @@ class EpisodePool:
             layout = ObservationLayout.of(episodes.env.single_observation_space)
             scenes = [row.scene for row in members]
             scenes += [scenes[0]] * (self.rows - len(scenes))  # rows that nobody asked for drive along
-            observation = await loop.run_in_executor(self._executor, episodes.begin, scenes)
+            seen = layout.pack(await loop.run_in_executor(self._executor, episodes.begin, scenes))
             for i, row in enumerate(members):
-                row.tell(Decision(row_of(layout, observation, i), 0.0, False, {}))
+                row.tell(Decision(seen.row(i), 0.0, False, {}))
             shape = episodes.env.single_action_space.shape
             while running := [i for i, row in enumerate(members) if not row.over]:
-                await asyncio.gather(*(members[i].decided.wait() for i in running))
+                for i in running:
+                    await members[i].decided.wait()
                 plans = np.full((self.rows, *shape), INVALID_PLAN, dtype=np.float32)  # type: ignore[misc]
                 planned = np.ones(self.rows, dtype=np.bool_)
                 for i in running:
@@ -153,15 +154,19 @@ class EpisodePool:
                 if all(row.over for row in members):
                     break
                 step = await loop.run_in_executor(self._executor, episodes.decide, plans, planned)
+                over = step.terminated | step.truncated
+                if not over[running].all():
+                    seen = layout.pack(step.observation)
+                names = [name for name in step.totals if name != "valid"]
+                totals = np.stack([step.totals[name] for name in names], axis=1).tolist()
                 for i in running:
-                    totals = {name: float(values[i]) for name, values in step.totals.items() if name != "valid"}
                     if np.isnan(step.rewards[i]):
                         why = "its world failed" if planned[i] else "the answer is no plan, and reward.invalid is exclude"
                         members[i].fail(EpisodeFailed(f"scene {members[i].scene}: {why}"))
                         continue
-                    over = bool(step.terminated[i] | step.truncated[i])
-                    seen = members[i].observation if over else row_of(layout, step.observation, i)
-                    members[i].tell(Decision(seen, float(step.rewards[i]), over, totals))
+                    last = members[i].observation if over[i] else seen.row(i)
+                    told = dict(zip(names, totals[i], strict=True))
+                    members[i].tell(Decision(last, float(step.rewards[i]), bool(over[i]), told))
             self._idle.append(episodes)
         except Exception as e:  # a stranger's environment may raise anything; its trajectories are dropped and counted
             for row in members:
@@ -224,12 +229,3 @@ class Row:
         self.decided.set()
         if not self.answer.done():
             self.answer.set_exception(error)
-
-
-def row_of(layout: ObservationLayout, observation: Mapping[str, Any], row: int) -> Packed:
-    """One row of an observation, packed as a batch of 1."""
-
-    def cut(value: Any) -> Any:
-        return {name: cut(v) for name, v in value.items()} if isinstance(value, Mapping) else value[row : row + 1]
-
-    return layout.pack({name: cut(value) for name, value in observation.items()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -146,11 +146,9 @@ class DrivingServer:
             try:
                 answers = self._predict([group[0].observation for group in groups], temperature, top_p, size, generator)
             except Exception as e:  # a user's model may fail in any way: the trajectory learns why
-                for request in members:
-                    _tell(request.answer, e)
+                _tell(members, [e] * len(members))
                 continue
-            for request, answer in zip(members, answers, strict=True):
-                _tell(request.answer, answer)
+            _tell(members, answers)
 
     @torch.no_grad()
     def _predict(
@@ -174,12 +172,17 @@ class DrivingServer:
             mask = torch.ones_like(logprobs, dtype=torch.bool)
             if self.masked:
                 mask = self.model.evaluate_actions(decided.record)["mask"].flatten(1).cpu()
+        plans = decided.waypoints.reshape(-1, *decided.waypoints.shape[-2:])
+        valid = [True] * len(plans) if decided.valid is None else decided.valid.tolist()
+        parts: list[list[float]] = [[] for _ in plans]
+        if logprobs is not None:
+            rows = zip(logprobs.tolist(), mask.tolist(), strict=True)
+            parts = [[part for part, counts in zip(*row, strict=True) if counts] for row in rows]
         answers = []
-        for row in range(len(inputs) * samples):
-            own = [] if logprobs is None else logprobs[row][mask[row]].tolist()
+        for row, own in enumerate(parts):
             fields = {
-                "plan": decided.waypoints.reshape(-1, *decided.waypoints.shape[-2:])[row],
-                "valid": decided.valid is None or bool(decided.valid[row]),
+                "plan": plans[row],
+                "valid": bool(valid[row]),
                 "record": records[row],
                 "global_steps": self.version,
             }
@@ -189,18 +192,19 @@ class DrivingServer:
         return answers
 
 
-def _tell(answer: asyncio.Future[TokenOutput], what: TokenOutput | Exception) -> None:
-    """Settle a future from another thread."""
+def _tell(requests: Sequence[Request], answers: Sequence[TokenOutput | Exception]) -> None:
+    """Answer requests of one event loop from another thread."""
 
     def settle() -> None:
-        if answer.done():
-            return
-        if isinstance(what, Exception):
-            answer.set_exception(what)
-        else:
-            answer.set_result(what)
+        for request, answer in zip(requests, answers, strict=True):
+            if request.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                request.answer.set_exception(answer)
+            else:
+                request.answer.set_result(answer)
 
-    answer.get_loop().call_soon_threadsafe(settle)
+    requests[0].answer.get_loop().call_soon_threadsafe(settle)
 
 
 class DrivingReplica(RolloutReplica):
