@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import loop
@@ -24,6 +26,7 @@ from vla_models.frameworks import get_launcher, run_folder
 from vla_models.frameworks.areal import runner, sequences, tokens, trainer
 from vla_models.frameworks.areal.sequences import PAYLOAD
 from vla_models.frameworks.areal.workflow import DrivingWorkflow
+from vla_models.inputs import VLAInput, VLASpec
 from vla_models.interface import VLAForDriving
 from vla_models.model_registry import VLAModelRegistry, create_model
 from vla_models.training.metrics import read_metrics
@@ -144,6 +147,28 @@ def test_a_written_plan_replays_in_areals_own_engine(start: Callable[..., Any]) 
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert any("visual" in name for name in moved)
     assert any("embed_tokens" in name for name in moved)
+
+
+@pytest.mark.parametrize("place", [0, 2, None])
+def test_an_answer_ends_before_a_pictures_token(place: int | None, start: Callable[..., Any]) -> None:
+    """A server may write one, and the model would look for the picture behind it."""
+    workflow, _, actor, _ = start(configuration())
+    settings = workflow.policy.model.backbone.model.config
+    written = [20, 21, 22, 23]
+    if place is not None:
+        written[place] = settings.video_token_id if place else settings.image_token_id
+
+    class Engine:
+        async def agenerate(self, request: Any) -> Any:
+            return SimpleNamespace(output_tokens=written, output_logprobs=[-1.0] * 4, output_versions=[0] * 4)
+
+    golden = loop.GoldenNavSim.make_env(workflow.config, "train", 1, VLASpec(horizon=8, dt=0.5))
+    given = VLAInput.batch(golden.reset()[0])
+    _, (row,) = asyncio.run(workflow.policy.decide(Engine(), given, 1, deterministic=False))
+    assert int(row.counts.sum()) == (4 if place is None else place)
+    if row.counts.any():
+        made = sequences.trajectory([row], [0.0])
+        assert torch.isfinite(actor.compute_logp([made])[0]).all()
 
 
 def test_an_answer_that_is_no_plan_is_rewarded_as_configured(start: Callable[..., Any]) -> None:

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import loop
 import numpy as np
 import pytest
-from runs import changed, finished, weights
+from runs import Done, changed, finished, two_at_a_time, weights
 
 from vla_models.config import VLAConfig
 from vla_models.training.metrics import read_metrics
@@ -42,7 +43,7 @@ def config(environment: str, algorithm: str) -> VLAConfig:
     )  # fmt: skip
 
 
-def run(settings: VLAConfig, folder: Path, *arguments: str, extension: str = "cpu_shim") -> subprocess.CompletedProcess[str]:
+def run(settings: VLAConfig, folder: Path, *arguments: str, extension: str = "cpu_shim") -> Done:
     settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
     environment |= {"RLINF_EXT_MODULE": extension, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"}
@@ -59,21 +60,27 @@ def strangers() -> VLAConfig:
     return settings.model_copy(update={"model": model, "training": training, "algorithm": algorithm})
 
 
-RUNS = {"grpo": config("navsim", "grpo"), "ppo": config("bench2drive", "ppo"), "strangers": strangers()}
-Launched = dict[str, Future[subprocess.CompletedProcess[str]]]
+SETTINGS = {
+    "test_grpo_in_navsim_saves_resumes_and_evaluates": config("navsim", "grpo"),
+    "test_ppo_in_bench2drive": config("bench2drive", "ppo"),
+    "test_a_strangers_model_trains_without_an_adapter_of_its_own": strangers(),
+}
 
 
 @pytest.fixture(scope="module")
-def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
-    """The runs that the chosen tests are about, two at a time: most of a launch is RLinf's dozen processes importing torch,
-    one after another."""
-    chosen = {name for name in RUNS for item in request.session.items if name in item.name}
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, RUNS[name], tmp_path_factory.mktemp(name)) for name in RUNS if name in chosen}
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Done]]]:
+    starts = {name: partial(run, settings) for name, settings in SETTINGS.items()}
+    with two_at_a_time(starts, request, tmp_path_factory) as runs:
+        yield runs
 
 
-def test_grpo_in_navsim_saves_resumes_and_evaluates(launched: Launched) -> None:
-    folder = finished(launched["grpo"].result())
+@pytest.fixture
+def folder(launched: dict[str, Future[Done]], request: pytest.FixtureRequest) -> Path:
+    """Of the test's run, which has ended well."""
+    return finished(launched[request.node.name].result())
+
+
+def test_grpo_in_navsim_saves_resumes_and_evaluates(folder: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "rlinf/native.yaml"):
         assert (folder / name).stat().st_size > 0, name
     rows = read_metrics(folder)
@@ -95,14 +102,13 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(launched: Launched) -> None:
     # as if it had been killed while the second checkpoint was written
     shutil.rmtree(folder / "checkpoints" / "update-0000002")
     shutil.rmtree(folder / "checkpoints" / "model")
-    assert finished(run(RUNS["grpo"], folder.parents[1], "--resume", str(folder))) == folder
+    assert finished(run(config("navsim", "grpo"), folder.parents[1], "--resume", str(folder))) == folder
     again = read_metrics(folder)
     assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
     assert changed(weights(folder / "checkpoints" / "update-0000002"), last) < 1e-6
 
 
-def test_ppo_in_bench2drive(launched: Launched) -> None:
-    folder = finished(launched["ppo"].result())
+def test_ppo_in_bench2drive(folder: Path) -> None:
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]
     assert all(np.isfinite(row["value_loss"]) for row in learned)
@@ -112,8 +118,7 @@ def test_ppo_in_bench2drive(launched: Launched) -> None:
     assert "driving_score" in json.loads((folder / "summary.json").read_text())["subscores"]["rl"]
 
 
-def test_a_strangers_model_trains_without_an_adapter_of_its_own(launched: Launched) -> None:
-    folder = finished(launched["strangers"].result())
+def test_a_strangers_model_trains_without_an_adapter_of_its_own(folder: Path) -> None:
     assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
     start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000001"))
     assert changed(start, last) > 1e-5

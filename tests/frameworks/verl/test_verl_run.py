@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from golden import visible_scenes
-from runs import changed, finished, weights
+from runs import Done, changed, finished, two_at_a_time, weights
 
 from vla_models.config import VLAConfig
 from vla_models.model_registry import create_model
@@ -78,9 +81,7 @@ def planner(folder: Path) -> Path:
     return Path(model.save_pretrained(folder))
 
 
-def run(
-    settings: VLAConfig, folder: Path, *arguments: str, modules: str = "cpu_shim", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run(settings: VLAConfig, folder: Path, *arguments: str, modules: str = "cpu_shim", **environment: str) -> Done:
     settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
     variables = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES", "RANK", "WORLD_SIZE")}
     variables |= cpu_shim.ENVIRONMENT | {"VERL_USE_EXTERNAL_MODULES": modules, "HF_HUB_OFFLINE": "1", **environment}
@@ -105,12 +106,47 @@ def weights_arrived(folder: Path) -> None:
         assert row["timing_s/update_weights"] > 0
 
 
-def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(tmp_path: Path) -> None:
+BROKEN = visible_scenes(6)[0].token
+"""The scene whose environment raises."""
+
+
+def record_run(folder: Path, *arguments: str) -> Done:
     model = {"name": "my_vla", "options": {"dim": 32}}  # examples/bring_your_own_model.py, which knows nothing of verl
     settings = config("navsim", "grpo", model, framework_options={"vla_models": {"max_dropped": 0.5}},
                       algorithm={"kl_coef": 0.01}, reward={"type": "driving", "weights": WEIGHTS})  # fmt: skip
-    broken = visible_scenes(6)[0].token
-    folder = finished(run(settings, tmp_path, VLA_TEST_RAISES=broken))
+    return run(settings, folder, *arguments, VLA_TEST_RAISES=BROKEN)
+
+
+def token_run(environment: str, folder: Path) -> Done:
+    model = {"name": "hf_vlm", "checkpoint_path": str(planner(folder / "planner")), **PLANNER}
+    terms = WEIGHTS if environment == "navsim" else {"progress": 1.0, "off_road": -1.0, "comfort": 0.3}
+    settings = config(environment, "grpo", model, framework_options=TOKENS, reward={"type": "driving", "weights": terms})
+    return run(settings, folder, modules="cpu_shim,cpu_tokens")
+
+
+STARTS = {
+    "test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises": record_run,
+    "test_ppo_in_bench2drive": partial(
+        run, config("bench2drive", "ppo", {"name": "small_gaussian", "options": {"horizon": 8}})
+    ),
+    "test_tokens_through_verls_own_engine[navsim]": partial(token_run, "navsim"),
+    "test_tokens_through_verls_own_engine[bench2drive]": partial(token_run, "bench2drive"),
+}
+
+
+@pytest.fixture(scope="module")
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Done]]]:
+    with two_at_a_time(STARTS, request, tmp_path_factory) as runs:
+        yield runs
+
+
+@pytest.fixture
+def folder(launched: dict[str, Future[Done]], request: pytest.FixtureRequest) -> Path:
+    """Of the test's run, which has ended well."""
+    return finished(launched[request.node.name].result())
+
+
+def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(folder: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "verl/native.yaml"):
         assert (folder / name).stat().st_size > 0, name
     weights_arrived(folder)
@@ -119,7 +155,7 @@ def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that
     assert [row["step"] for row in learned] == [1, 2]
     assert sorted(row["invalid"] for row in learned) == [0, 4]  # the group of the scene that raises
     notes = [json.loads(line) for line in (folder / "verl" / "dropped.jsonl").read_text().splitlines()]
-    assert {note["scene"] for note in notes} == {broken}
+    assert {note["scene"] for note in notes} == {BROKEN}
     assert all("OSError: the disk is gone" in note["reason"] for note in notes)
     assert all(row["grad_norm"] > 0 for row in learned)
     assert [row["kl"] for row in learned] == pytest.approx([0.0, 0.0], abs=0.1)
@@ -134,7 +170,7 @@ def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that
     # as if it had been killed while the second checkpoint was written
     shutil.rmtree(folder / "checkpoints" / "update-0000002")
     shutil.rmtree(folder / "checkpoints" / "model")
-    assert finished(run(settings, tmp_path, "--resume", str(folder), VLA_TEST_RAISES=broken)) == folder
+    assert finished(record_run(folder.parents[1], "--resume", str(folder))) == folder
     again = read_metrics(folder)
     assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
     before = next(row for row in rows if (row["phase"], row["step"]) == ("rl", 1))
@@ -145,8 +181,7 @@ def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that
     assert [row["invalid"] for row in again if row["phase"] == "rl"] == [row["invalid"] for row in learned]
 
 
-def test_ppo_in_bench2drive(tmp_path: Path) -> None:
-    folder = finished(run(config("bench2drive", "ppo", {"name": "small_gaussian", "options": {"horizon": 8}}), tmp_path))
+def test_ppo_in_bench2drive(folder: Path) -> None:
     weights_arrived(folder)
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert all(np.isfinite(row["value_loss"]) for row in learned)
@@ -157,11 +192,8 @@ def test_ppo_in_bench2drive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("environment", ["navsim", "bench2drive"])
-def test_tokens_through_verls_own_engine(environment: str, tmp_path: Path) -> None:
-    model = {"name": "hf_vlm", "checkpoint_path": str(planner(tmp_path / "planner")), **PLANNER}
-    terms = WEIGHTS if environment == "navsim" else {"progress": 1.0, "off_road": -1.0, "comfort": 0.3}
-    settings = config(environment, "grpo", model, framework_options=TOKENS, reward={"type": "driving", "weights": terms})
-    folder = finished(run(settings, tmp_path, modules="cpu_shim,cpu_tokens"))
+def test_tokens_through_verls_own_engine(environment: str, folder: Path) -> None:
+    """``environment`` chooses the run."""
     weights_arrived(folder)
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     for row in learned:

@@ -65,11 +65,12 @@ class TokenPolicy:
         options = self.generation.new(greedy=True) if deterministic else self.generation
         answers = await asyncio.gather(*(engine.agenerate(self._request(prompt, options)) for prompt in asked))
         speed = [prompt["speed"] for prompt in asked]
-        plans, valid = self.model.parse([answer.output_tokens for answer in answers], speed)
+        kept = [self._replayable(answer.output_tokens) for answer in answers]
+        plans, valid = self.model.parse([answer.output_tokens[:n] for answer, n in zip(answers, kept, strict=True)], speed)
         plans = np.where(np.asarray(valid)[:, None, None], np.asarray(plans, dtype=np.float32), np.float32(np.nan))
         if deterministic:
             return plans, []
-        return plans, [self.row(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
+        return plans, [self.row(prompt, answer, n) for prompt, answer, n in zip(asked, answers, kept, strict=True)]
 
     def ask(self, given: VLAInput) -> dict[str, Any]:
         """A prompt: ``ids`` (a token for each patch of a picture), ``pictures`` uint8 [N, H, W, 3], ``messages``, ``speed``."""
@@ -81,21 +82,30 @@ class TokenPolicy:
             "speed": float(encoded["speed"][0]),
         }
 
-    def row(self, prompt: Mapping[str, Any], answer: Any) -> Row:
-        """AReaL's answer to a prompt as a sequence."""
+    def row(self, prompt: Mapping[str, Any], answer: Any, kept: int) -> Row:
+        """The first ``kept`` tokens of AReaL's answer to a prompt as a sequence."""
         ids: Tensor = prompt["ids"]
-        written = torch.tensor(answer.output_tokens, dtype=torch.int64)
+        written = torch.tensor(answer.output_tokens[:kept], dtype=torch.int64)
         nothing = torch.zeros(len(ids))
         family = self.model.backbone.family
         packed = family.pack(prompt["pictures"], torch.float32, teacher=False)
         return Row(
             ids=torch.cat([ids, written]),
-            logprobs=torch.cat([nothing, torch.tensor(answer.output_logprobs, dtype=torch.float32)]),
+            logprobs=torch.cat([nothing, torch.tensor(answer.output_logprobs[:kept], dtype=torch.float32)]),
             counts=torch.cat([nothing, torch.ones(len(written))]).bool(),
-            versions=torch.cat([nothing.int() - 1, torch.tensor(answer.output_versions, dtype=torch.int32)]),
+            versions=torch.cat([nothing.int() - 1, torch.tensor(answer.output_versions[:kept], dtype=torch.int32)]),
             payload=packed,
             extra={"mm_token_type_ids": torch.cat([(ids == family.image_token_id).long(), torch.zeros_like(written)])},
         )
+
+    def _replayable(self, written: list[int]) -> int:
+        """Tokens of an answer before the first that stands for a picture or a video.
+
+        Servers sample from the whole vocabulary, these included, and the model would look for a picture behind each of them.
+        """
+        settings = self.model.backbone.model.config
+        pictures = {getattr(settings, f"{kind}_token_id", None) for kind in ("image", "video")}
+        return next((n for n, token in enumerate(written) if token in pictures), len(written))
 
     def _request(self, prompt: Mapping[str, Any], options: Any) -> ModelRequest:
         return ModelRequest(
