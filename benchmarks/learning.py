@@ -13,7 +13,8 @@ is used (tests/frameworks/<framework>/cpu_shim.py), and the result says so.
 
     python benchmarks/learning.py configs/navsim_quick.yaml --compare
 
-runs nothing: it puts what was measured with this configuration in all frameworks into one table and one plot.
+runs nothing: it puts what was measured with this configuration in all frameworks into one table and one plot, and of
+navsim_quick.yaml into docs/01_framework_comparison.md.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ import learning_compare
 from vla_models.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
+COMPARED = "navsim_quick"
+"""The configuration of which docs/01 has the comparison."""
+DOCUMENTS = tuple(RESULTS.parents[1] / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
 LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
 
@@ -88,6 +92,10 @@ def compare(config: Path) -> None:
     path = RESULTS / f"learning_{config.stem}.svg"
     learning_compare.draw(curves, path, config.stem)
     print(f"\nwritten to {path}")
+    if config.stem == COMPARED:
+        for document in DOCUMENTS:
+            text = document.read_text(encoding="utf-8")
+            document.write_text(learning_compare.document(text, results, config.stem), encoding="utf-8")
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Learning runs of several frameworks side by side: ``python benchmarks/learning.py <config> --compare``.
 
-Reads ``benchmarks/results/learning_<config>.json`` and ``…_<framework>.json`` (``benchmarks/learning.py`` writes them), prints
-one table, and draws the learning curves into ``benchmarks/results/learning_<config>.svg``. Seconds come from each run's own
-rows of metrics.jsonl, whose columns have the same names in all frameworks; where one has no such column, the cell says so.
+Reads ``benchmarks/results/learning_<config>.json`` and ``…_<framework>.json`` (``benchmarks/learning.py`` writes them;
+``…_local.json`` stands before ``learning_<config>.json``, which may be another number of updates), prints one table, and draws
+the learning curves into ``benchmarks/results/learning_<config>.svg``. ``document`` puts the table into docs/01. Seconds come
+from each run's own rows of metrics.jsonl, whose columns have the same names in all frameworks; where one has no such column,
+the cell says so.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
+
+from documents import fill
 
 PACKAGE: Final = Path(__file__).parent.parent / "vla_models" / "frameworks"
 PARTS: Final = ("start_up", "rollout", "environment", "training", "sync")
@@ -77,12 +81,20 @@ def read(results: Path, config: str) -> dict[str, dict[str, Any]]:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row a framework, means over its seeds."""
-    head = ["framework", "seeds", "held-out before", "after", "minutes", *(f"{p.replace('_', '-')} s" for p in PARTS)]
+    head = [
+        "framework",
+        "changed",
+        "seeds",
+        "held-out before",
+        "after",
+        "minutes",
+        *(f"{p.replace('_', '-')} s" for p in PARTS),
+    ]
     head += ["largest process MiB", "adapter lines"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, result in results.items():
         seeds = result["seeds"]
-        cells = [name + (" (CPU shim)" if result.get("cpu_shim") else ""), str(len(seeds))]
+        cells = [name + (" (CPU shim)" if result.get("cpu_shim") else ""), _changed(result), str(len(seeds))]
         cells += [f"{mean(s['heldout'][when] for s in seeds):.3f}" for when in ("imitation", "rl")]
         cells.append(f"{mean(s['wall_s'] for s in seeds) / 60:.1f}")
         for part in PARTS:
@@ -91,6 +103,18 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         cells += [f"{result['peak_memory_mib']:.0f}", str(lines_of_code(name))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _changed(result: Mapping[str, Any]) -> str:
+    """What of the configuration was changed, but for what decides nothing about learning."""
+    silent = ("framework=", "training.threads=", "training.eval_every=", "training.checkpoint_every=")
+    said = [override.removeprefix("training.") for override in result["overrides"] if not override.startswith(silent)]
+    return ", ".join(f"`{override}`" for override in said)
+
+
+def document(text: str, results: Mapping[str, Mapping[str, Any]], config: str) -> str:
+    """``docs/01_framework_comparison.md`` with the table as it is now."""
+    return fill(text, "runs", f"python benchmarks/learning.py configs/{config}.yaml --compare", table(results))
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:

@@ -25,6 +25,9 @@ from typing import Any, Final
 HERE: Final = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
+
+from documents import fill  # noqa: E402
+
 RESULTS: Final = HERE / "results"
 EQUAL: Final = 1e-5
 """As in ``parities.compare``, which needs torch; ``table`` does not."""
@@ -117,9 +120,7 @@ def by_design(results: dict[str, dict[str, Any]]) -> str:
 def document(text: str, results: dict[str, dict[str, Any]]) -> str:
     """``docs/01_framework_comparison.md`` with both tables as they are now."""
     for name, made in (("agreement", agreement(results)), ("differences", by_design(results))):
-        start, end = f"<!-- {name}: python benchmarks/parity.py table -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{made}\n{end}{rest.split(end)[1]}"
+        text = fill(text, name, "python benchmarks/parity.py table", made)
     return text
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import parity_checks  # noqa: F401 - finds benchmarks/
 import pytest
-from learning_compare import draw, lines_of_code, of_run, read, table
+from learning import COMPARED, DOCUMENTS, RESULTS
+from learning_compare import document, draw, lines_of_code, of_run, read, table
+
+OVERRIDES = ["training.steps=9", "training.eval_every=3", "training.threads=1", "framework=verl"]
 
 
 def rows(*learned: dict[str, Any]) -> list[dict[str, Any]]:
@@ -30,19 +33,25 @@ def test_a_run_is_split_by_its_own_columns() -> None:
 def test_results_of_a_configuration_become_a_table_and_a_plot(tmp_path: Path) -> None:
     seed = {"heldout": {"imitation": 0.5, "rl": 0.7}, "wall_s": 120.0, **of_run(rows({"sample_s": 1.0}, {"sample_s": 2.0}))}
     for name, shim in (("", False), ("_verl", True)):
-        result = {"seeds": [seed, seed], "cpu_shim": shim, "peak_memory_mib": 1000.4}
+        result = {"seeds": [seed, seed], "cpu_shim": shim, "peak_memory_mib": 1000.4, "overrides": OVERRIDES}
         (tmp_path / f"learning_quick{name}.json").write_text(json.dumps(result))
     (tmp_path / "learning_quicker.json").write_text("{}")
     results = read(tmp_path, "quick")
     assert list(results) == ["local", "verl"]
     _, _, local, verl = table(results).splitlines()
-    assert local == "| local | 2 | 0.500 | 0.700 | 2.0 | 30 | 3 | not logged | not logged | not logged | 1000 | 0 |"
-    assert verl.startswith("| verl (CPU shim) | 2 | 0.500 |")
+    assert local == "| local | `steps=9` | 2 | 0.500 | 0.700 | 2.0 | 30 | 3 | not logged | not logged | not logged | 1000 | 0 |"
+    assert verl.startswith("| verl (CPU shim) | `steps=9` | 2 | 0.500 |")
     pytest.importorskip("matplotlib")
     draw(results, tmp_path / "plot.svg", "quick")
     drawn = (tmp_path / "plot.svg").read_text()
     for said in ("held-out score", "updates", "verl", "local"):
         assert said in drawn
+
+
+def test_the_document_has_these_numbers() -> None:
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        assert document(text, read(RESULTS, COMPARED), COMPARED) == text, "run benchmarks/learning.py … --compare"
 
 
 def test_only_code_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
