@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from learning import SHIMS, on_cpu
 
 from vla_models.config import VLAConfig
 
@@ -34,6 +36,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     config = VLAConfig.from_yaml(args.config, [f"framework={args.framework}", "training.threads=1", *args.overrides])
     torch.set_num_threads(1)
+    if on_cpu(args.framework):  # this process is a worker as well
+        sys.path.insert(0, str(SHIMS / args.framework))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         once = importlib.import_module(f"adapter_steps.{args.framework}").step(config, Path(folder))

@@ -36,6 +36,7 @@ import learning_compare
 from vla_models.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
+SHIMS = RESULTS.parents[1] / "tests" / "frameworks"
 COMPARED = "navsim_quick"
 """The configuration of which docs/01 has the comparison."""
 DOCUMENTS = tuple(RESULTS.parents[1] / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
@@ -57,7 +58,7 @@ def on_cpu(framework: str) -> bool:
     """Put the tests' shim in place if ``framework`` needs one here; whether it does."""
     import torch
 
-    folder = Path(__file__).parent.parent / "tests" / "frameworks" / framework
+    folder = SHIMS / framework
     if torch.cuda.is_available() or not (folder / "cpu_shim.py").exists():
         return False
     os.environ |= json.loads((folder / "cpu_shim.json").read_text())
