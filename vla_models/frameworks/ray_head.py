@@ -63,6 +63,7 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
         "--node-ip-address=127.0.0.1", f"--port={port}",
         f"--num-cpus={max(8, os.cpu_count() or 1)}", f"--object-store-memory={_store_bytes()}", "--include-dashboard=false",
+        "--min-worker-port=0", "--max-worker-port=0",  # any that are free: two heads' workers would meet in Ray's usual range
         f"--ray-client-server-port={_free_port()}", f"--temp-dir={folder}", "--disable-usage-stats",
     ]  # fmt: skip
     output = folder / "head.log"
