@@ -45,7 +45,8 @@ LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
 def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str, Any]:
     """One training run; its summary.json with the run's folder added."""
-    name = f"learning-{config.stem}-seed{seed}"
+    framework = next((o.split("=")[1] for o in overrides if o.startswith("framework=")), "")
+    name = "-".join(filter(None, ("learning", config.stem, framework, f"seed{seed}")))  # runs beside it have other names
     earlier = set(output.glob(f"{name}-*"))
     command = [sys.executable, "-m", "vla_models", "train", str(config), f"seed={seed}", f"name={name}", f"output_dir={output}"]
     subprocess.run([*command, *overrides], check=True)

@@ -100,7 +100,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for part in PARTS:
             given = [s["seconds"][part] for s in seeds if s.get("seconds", {}).get(part) is not None]
             cells.append(f"{mean(given):.0f}" if given else "not logged")
-        cells += [f"{result['peak_memory_mib']:.0f}", str(lines_of_code(name))]
+        memory = result["peak_memory_mib"]
+        cells += ["not measured" if memory is None else f"{memory:.0f}", str(lines_of_code(name))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
