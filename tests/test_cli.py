@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,13 +42,10 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[VLAC
 # -- help and version ------------------------------------------------------------------------------------------------------
 
 
-def test_help_names_every_command_and_is_quick() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-m", "vla_models", "--help"], capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in ("train", "eval", "score", "list", "doctor", "--version"))
     assert "vla-models doctor" in result.stdout
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0, "CPU seconds; 0.4 where it was written"
     code = "import sys, vla_models.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numba', 'gymnasium', 'pydantic')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
