@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Final
+
+COMPARISON: Final = tuple(Path(__file__).parents[1] / "docs" / p / "01_framework_comparison.md" for p in ("", "zh"))
+"""The comparison of the frameworks: English, Chinese."""
+
 
 def fill(text: str, name: str, command: str, made: str) -> str:
     """``text`` with that part as it is now; ``ValueError`` if it has no such part."""

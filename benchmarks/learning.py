@@ -32,6 +32,7 @@ from statistics import mean
 from typing import Any
 
 import learning_compare
+from documents import COMPARISON
 
 from vla_models.training.metrics import read_metrics
 
@@ -39,7 +40,6 @@ RESULTS = Path(__file__).parent / "results"
 SHIMS = RESULTS.parents[1] / "tests" / "frameworks"
 COMPARED = "navsim_quick"
 """The configuration of which docs/01 has the comparison."""
-DOCUMENTS = tuple(RESULTS.parents[1] / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
 LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
 
@@ -95,7 +95,7 @@ def compare(config: Path) -> None:
     learning_compare.draw(curves, path, config.stem)
     print(f"\nwritten to {path}")
     if config.stem == COMPARED:
-        for document in DOCUMENTS:
+        for document in COMPARISON:
             text = document.read_text(encoding="utf-8")
             document.write_text(learning_compare.document(text, results, config.stem), encoding="utf-8")
 

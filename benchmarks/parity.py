@@ -26,13 +26,11 @@ HERE: Final = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from documents import fill  # noqa: E402
+from documents import COMPARISON, fill  # noqa: E402
 
 RESULTS: Final = HERE / "results"
 EQUAL: Final = 1e-5
 """As in ``parities.compare``, which needs torch; ``table`` does not."""
-DOCUMENTS: Final = tuple(HERE.parent / "docs" / folder / "01_framework_comparison.md" for folder in ("", "zh"))
-"""Which hold the tables: English, Chinese."""
 FRAMEWORKS: Final = ("rlinf", "verl", "areal", "siirl")
 
 
@@ -135,7 +133,7 @@ def main() -> None:
     parser.add_argument("what", choices=("store", "local", *FRAMEWORKS, "table"))
     what = parser.parse_args().what
     if what == "table":
-        for path in DOCUMENTS:
+        for path in COMPARISON:
             path.write_text(document(path.read_text(encoding="utf-8"), stored_results()), encoding="utf-8")
             print(f"written to {path}")
         return

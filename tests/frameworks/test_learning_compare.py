@@ -8,7 +8,8 @@ from typing import Any
 
 import parity_checks  # noqa: F401 - finds benchmarks/
 import pytest
-from learning import COMPARED, DOCUMENTS, RESULTS
+from documents import COMPARISON
+from learning import COMPARED, RESULTS
 from learning_compare import document, draw, lines_of_code, of_run, read, table
 
 OVERRIDES = ["training.steps=9", "training.eval_every=3", "training.threads=1", "framework=verl"]
@@ -49,7 +50,7 @@ def test_results_of_a_configuration_become_a_table_and_a_plot(tmp_path: Path) ->
 
 
 def test_the_document_has_these_numbers() -> None:
-    for path in DOCUMENTS:
+    for path in COMPARISON:
         text = path.read_text(encoding="utf-8")
         assert document(text, read(RESULTS, COMPARED), COMPARED) == text, "run benchmarks/learning.py … --compare"
 
