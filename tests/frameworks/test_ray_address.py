@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -33,3 +34,20 @@ def test_a_head_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RayError, match=r"exit code 3.*the port is taken"), ray_head():
         pass
     assert "RAY_ADDRESS" not in os.environ
+
+
+def test_another_head_is_tried_when_one_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, ports = subprocess.Popen, list[str]()
+
+    def taken_once(command: list[str], **options: Any) -> Any:
+        ports.append(next(part.removeprefix("--port=") for part in command if part.startswith("--port=")))
+        if len(ports) == 1:
+            return real(["sh", "-c", "echo the port is taken; exit 3"], **options)
+        serve = f"echo Ray runtime started; exec {sys.executable} -m http.server {ports[-1]} --bind 127.0.0.1"
+        return real(["sh", "-c", serve], **options)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(subprocess, "Popen", taken_once)
+    with ray_head() as address:
+        assert address == f"127.0.0.1:{ports[1]}"
+    assert len(ports) == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import logging
 import os
 import shutil
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 120.0
 """How long a head may take to answer."""
+START_ATTEMPTS: Final = 3
+"""How many heads are started, one after another, until one answers."""
 STOP_SECONDS: Final = 15.0
 """How long it may take to end before it is killed, and what is killed to be gone."""
 _NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false"}
@@ -56,72 +59,99 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         log.info("using the Ray cluster at RAY_ADDRESS=%s", given)
         yield given
         return
-    folder = Path(tempfile.mkdtemp(prefix="vla-ray-", dir="/tmp"))
-    port = _free_port()
-    address = f"127.0.0.1:{port}"
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-        "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--num-cpus={max(8, os.cpu_count() or 1)}", f"--object-store-memory={_store_bytes()}", "--include-dashboard=false",
-        "--min-worker-port=0", "--max-worker-port=0",  # any that are free: two heads' workers would meet in Ray's usual range
-        f"--ray-client-server-port={_free_port()}", f"--temp-dir={folder}", "--disable-usage-stats",
-    ]  # fmt: skip
-    output = folder / "head.log"
-    with output.open("wb") as file:
-        head = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**_NO_SPARE_WORKERS, **os.environ, **(environment or {})},
-            preexec_fn=_end_with_parent,
-        )
+    head = _start(environment or {})
     try:
-        _wait_until_up(head, port, output)
-        os.environ["RAY_ADDRESS"] = address
-        log.info("started a Ray head at %s (its logs: %s)", address, folder)
-        yield address
+        os.environ["RAY_ADDRESS"] = head.address
+        log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
+        yield head.address
     finally:
         if given is None:
             os.environ.pop("RAY_ADDRESS", None)
         else:
             os.environ["RAY_ADDRESS"] = given
-        _stop(head, folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        _stop(head)
 
 
-def _wait_until_up(head: subprocess.Popen[bytes], port: int, output: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    process: subprocess.Popen[bytes]
+    address: str
+    folder: Path
+
+
+def _start(environment: Mapping[str, str]) -> _Head:
+    """A head that answers. Another is tried if one ends at once: its ports, free when chosen, may be taken by then."""
+    attempt = 1
+    while True:
+        head = _launch(environment)
+        try:
+            _wait_until_up(head)
+            return head
+        except BaseException as error:
+            _stop(head)
+            if not isinstance(error, RayError) or attempt == START_ATTEMPTS:
+                raise
+            log.warning("attempt %d of %d to start Ray: %s", attempt, START_ATTEMPTS, error)
+            attempt += 1
+
+
+def _launch(environment: Mapping[str, str]) -> _Head:
+    folder = Path(tempfile.mkdtemp(prefix="vla-ray-", dir="/tmp"))
+    port, client_port = _free_ports(2)
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        "--node-ip-address=127.0.0.1", f"--port={port}",
+        f"--num-cpus={max(8, os.cpu_count() or 1)}", f"--object-store-memory={_store_bytes()}", "--include-dashboard=false",
+        "--min-worker-port=0", "--max-worker-port=0",  # any that are free: two heads' workers would meet in Ray's usual range
+        f"--ray-client-server-port={client_port}", f"--temp-dir={folder}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with (folder / "head.log").open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**_NO_SPARE_WORKERS, **os.environ, **environment},
+            preexec_fn=_end_with_parent,
+        )
+    return _Head(process, f"127.0.0.1:{port}", folder)
+
+
+def _wait_until_up(head: _Head) -> None:
     """Return when the head says that it runs; ``RayError`` with its last words if it does not."""
+    host, port = head.address.split(":")
+    output = head.folder / "head.log"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         said = output.read_text(errors="replace")
-        if head.poll() is not None:
-            raise RayError(f"Ray did not start (exit code {head.returncode}): {said[-2000:]}")
+        if head.process.poll() is not None:
+            raise RayError(f"Ray did not start (exit code {head.process.returncode}): {said[-2000:]}")
         if "Ray runtime started" in said:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1.0):
                 return
         time.sleep(0.2)
     raise RayError(f"Ray did not answer within {START_SECONDS:.0f} s: {output.read_text(errors='replace')[-2000:]}")
 
 
-def _stop(head: subprocess.Popen[bytes], folder: Path) -> None:
+def _stop(head: _Head) -> None:
     """End the head, which ends what it started; then kill what is left of its group, and what names its session folder.
 
     Only the head is asked to end. After a signal to its whole group it waits half a minute for processes that have gone.
     """
     with contextlib.suppress(ProcessLookupError):
-        head.terminate()
+        head.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(STOP_SECONDS)
+        head.process.wait(STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGKILL)
+        os.killpg(head.process.pid, signal.SIGKILL)
     deadline = time.monotonic() + STOP_SECONDS
-    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+    while (left := _processes_of(head.folder)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
-    head.poll()
+    head.process.poll()
+    shutil.rmtree(head.folder, ignore_errors=True)
 
 
 def _processes_of(folder: Path) -> list[int]:
@@ -142,10 +172,13 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Ports that differ and that nobody has at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
 
 
 def _store_bytes() -> int:

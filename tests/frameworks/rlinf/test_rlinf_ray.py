@@ -38,17 +38,27 @@ def processes(port: str) -> list[str]:
 
 def start(how: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-c", OWNER, how], env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", OWNER, how]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def address_of(owner: subprocess.Popen[str]) -> str:
+    """What the owner printed of its head; its error, if it has none."""
+    assert owner.stdout is not None
+    assert owner.stderr is not None
+    printed = owner.stdout.readline().split()
+    assert len(printed) == 2, owner.stderr.read()
+    address, shown = printed
+    assert address == shown
+    return address
 
 
 def test_a_head_ends_with_its_block_and_with_its_owner() -> None:
     for how in ("leave", "wait"):
         owner = start(how)
-        assert owner.stdout is not None
-        address, shown = owner.stdout.readline().split()
-        assert address == shown
-        port = address.split(":")[1]
+        port = address_of(owner).split(":")[1]
         if how == "leave":
+            assert owner.stdout is not None
             assert owner.stdout.readline().strip() == "None"
             assert owner.wait(60) == 0
         else:
