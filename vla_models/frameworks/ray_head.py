@@ -33,8 +33,9 @@ START_ATTEMPTS: Final = 3
 """How many heads are started, one after another, until one answers."""
 STOP_SECONDS: Final = 15.0
 """How long it may take to end before it is killed, and what is killed to be gone."""
-_NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false"}
-"""Ray starts a worker for each CPU ahead of time. Frameworks' actors have an environment of their own and cannot use these."""
+_NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false", "RAY_prestart_worker_first_driver": "false"}
+"""Ray starts a worker for each CPU ahead of time, and again for the first driver. Frameworks' actors have an environment of
+their own and cannot use these; each would import torch."""
 _PR_SET_PDEATHSIG: Final = 1
 """From linux/prctl.h."""
 _STORE_BYTES: Final = 2 * 2**30
