@@ -1,11 +1,10 @@
-"""What the tests of real trainers ask of a run that has ended (tests/frameworks/<framework>/test_<framework>_run.py)."""
+"""The real runs that the tests of trainers (tests/frameworks/<framework>/test_<framework>_run.py) are about."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,20 @@ from safetensors.numpy import load_file
 Done = subprocess.CompletedProcess[str]
 
 
-@contextmanager
-def two_at_a_time(
-    starts: Mapping[str, Callable[[Path], Done]], request: pytest.FixtureRequest, folders: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Done]]]:
-    """Runs by the name of the test that is about them, those of the chosen tests alone, started two at a time: most of a
-    launch is a framework's dozen processes importing torch, one after another."""
+@pytest.fixture(scope="module")
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Done]]]:
+    """The runs of a module's ``STARTS``, by the name of the test that is about them: those of the chosen tests alone, started
+    two at a time, because most of a launch is a framework's dozen processes importing torch, one after another."""
+    starts: dict[str, Callable[[Path], Done]] = request.module.STARTS
     chosen = {item.name for item in request.session.items}
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(start, folders.mktemp("run")) for name, start in starts.items() if name in chosen}
+        yield {name: pool.submit(start, tmp_path_factory.mktemp("run")) for name, start in starts.items() if name in chosen}
+
+
+@pytest.fixture
+def folder(launched: dict[str, Future[Done]], request: pytest.FixtureRequest) -> Path:
+    """Of the test's run, which has ended well."""
+    return finished(launched[request.node.name].result())
 
 
 def finished(done: Done) -> Path:

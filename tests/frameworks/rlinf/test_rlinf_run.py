@@ -7,15 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 import loop
 import numpy as np
 import pytest
-from runs import Done, changed, finished, two_at_a_time, weights
+from runs import Done, changed, finished, weights
 
 from vla_models.config import VLAConfig
 from vla_models.training.metrics import read_metrics
@@ -60,24 +58,11 @@ def strangers() -> VLAConfig:
     return settings.model_copy(update={"model": model, "training": training, "algorithm": algorithm})
 
 
-SETTINGS = {
-    "test_grpo_in_navsim_saves_resumes_and_evaluates": config("navsim", "grpo"),
-    "test_ppo_in_bench2drive": config("bench2drive", "ppo"),
-    "test_a_strangers_model_trains_without_an_adapter_of_its_own": strangers(),
+STARTS = {
+    "test_grpo_in_navsim_saves_resumes_and_evaluates": partial(run, config("navsim", "grpo")),
+    "test_ppo_in_bench2drive": partial(run, config("bench2drive", "ppo")),
+    "test_a_strangers_model_trains_without_an_adapter_of_its_own": partial(run, strangers()),
 }
-
-
-@pytest.fixture(scope="module")
-def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Done]]]:
-    starts = {name: partial(run, settings) for name, settings in SETTINGS.items()}
-    with two_at_a_time(starts, request, tmp_path_factory) as runs:
-        yield runs
-
-
-@pytest.fixture
-def folder(launched: dict[str, Future[Done]], request: pytest.FixtureRequest) -> Path:
-    """Of the test's run, which has ended well."""
-    return finished(launched[request.node.name].result())
 
 
 def test_grpo_in_navsim_saves_resumes_and_evaluates(folder: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from vla_models.frameworks.siirl.compat import installed
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent, HERE.parent.parent.parent / "examples"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+for place in (HERE, HERE.parent, HERE.parent.parent.parent / "examples"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+from runs import folder, launched  # noqa: E402, F401 - fixtures
 
 if installed() is None:
     if "siirl" in os.environ.get("VLA_MODELS_REQUIRE", "").split(","):

@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from loop import BENCH2DRIVE
-from runs import changed, finished, weights
+from runs import Done, changed, finished, weights
 
 from vla_models.config import VLAConfig
 from vla_models.training.metrics import read_metrics
@@ -44,7 +45,7 @@ def config(environment: str, algorithm: str, model: str = "tiny_vla", **changes:
     )  # fmt: skip
 
 
-def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -> subprocess.CompletedProcess[str]:
+def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -> Done:
     settings.model_copy(update={"output_dir": str(folder / "runs")}).to_yaml(folder / "config.yaml")
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "VLA_MODELS_SOURCES")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"} | (SHIM if shim else {})
@@ -52,9 +53,29 @@ def run(settings: VLAConfig, folder: Path, *arguments: str, shim: bool = True) -
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
 
 
-def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
-    settings = config("navsim", "grpo", kl_coef=0.01, entropy_coef=0.001)
-    folder = finished(run(settings, tmp_path))
+GRPO = config("navsim", "grpo", kl_coef=0.01, entropy_coef=0.001)
+
+
+def strangers() -> VLAConfig:
+    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
+    settings = config("bench2drive", "grpo", model="my_vla")
+    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
+    return settings.model_copy(update={"training": training})
+
+
+def on_two_ranks(settings: VLAConfig) -> VLAConfig:
+    return settings.model_copy(update={"framework_options": {"trainer": {"n_gpus_per_node": 2}}})
+
+
+STARTS = {
+    "test_grpo_in_navsim_saves_resumes_and_evaluates": partial(run, GRPO),
+    "test_srpo_in_navsim": partial(run, config("navsim", "srpo")),
+    "test_a_strangers_model_trains_without_an_adapter_of_its_own": partial(run, strangers()),
+    "test_ppo_in_bench2drive_on_two_ranks": partial(run, on_two_ranks(config("bench2drive", "ppo"))),
+}
+
+
+def test_grpo_in_navsim_saves_resumes_and_evaluates(folder: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "heldout.npz", "summary.json", "report.html", "siirl/native.yaml"):
         assert (folder / name).stat().st_size > 0, name
     rows = read_metrics(folder)
@@ -80,14 +101,13 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(tmp_path: Path) -> None:
     # as if it had been killed while the second checkpoint was written
     shutil.rmtree(folder / "checkpoints" / "update-0000002")
     shutil.rmtree(folder / "checkpoints" / "model")
-    assert finished(run(settings, tmp_path, "--resume", str(folder))) == folder
+    assert finished(run(GRPO, folder.parents[1], "--resume", str(folder))) == folder
     again = read_metrics(folder)
     assert [(row["phase"], row["step"]) for row in again] == [(row["phase"], row["step"]) for row in rows]
     assert changed(weights(folder / "checkpoints" / "update-0000002"), last) < 1e-6
 
 
-def test_srpo_in_navsim(tmp_path: Path) -> None:
-    folder = finished(run(config("navsim", "srpo"), tmp_path))
+def test_srpo_in_navsim(folder: Path) -> None:
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]
     assert all(0.0 <= row["score_mean"] <= 1.0 for row in learned)  # siiRL's reward, not the environment's
@@ -96,19 +116,13 @@ def test_srpo_in_navsim(tmp_path: Path) -> None:
     assert 0.0 <= summary["heldout"]["rl"] <= 1.0
 
 
-def test_a_strangers_model_trains_without_an_adapter_of_its_own(tmp_path: Path) -> None:
-    """examples/bring_your_own_model.py: 60 lines outside the package, known by its decorator alone."""
-    settings = config("bench2drive", "grpo", model="my_vla")
-    training = settings.training.model_copy(update={"steps": 1, "eval_every": 0})
-    folder = finished(run(settings.model_copy(update={"training": training}), tmp_path))
+def test_a_strangers_model_trains_without_an_adapter_of_its_own(folder: Path) -> None:
     assert [row["step"] for row in read_metrics(folder) if row["phase"] == "rl"] == [1]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["heldout"]["rl"] >= 0.0
 
 
-def test_ppo_in_bench2drive_on_two_ranks(tmp_path: Path) -> None:
-    settings = config("bench2drive", "ppo").model_copy(update={"framework_options": {"trainer": {"n_gpus_per_node": 2}}})
-    folder = finished(run(settings, tmp_path))
+def test_ppo_in_bench2drive_on_two_ranks(folder: Path) -> None:
     learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2]
     assert all(np.isfinite(row["value_loss"]) for row in learned)

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from golden import visible_scenes
-from runs import Done, changed, finished, two_at_a_time, weights
+from runs import Done, changed, finished, weights
 
 from vla_models.config import VLAConfig
 from vla_models.model_registry import create_model
@@ -132,18 +130,6 @@ STARTS = {
     "test_tokens_through_verls_own_engine[navsim]": partial(token_run, "navsim"),
     "test_tokens_through_verls_own_engine[bench2drive]": partial(token_run, "bench2drive"),
 }
-
-
-@pytest.fixture(scope="module")
-def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Done]]]:
-    with two_at_a_time(STARTS, request, tmp_path_factory) as runs:
-        yield runs
-
-
-@pytest.fixture
-def folder(launched: dict[str, Future[Done]], request: pytest.FixtureRequest) -> Path:
-    """Of the test's run, which has ended well."""
-    return finished(launched[request.node.name].result())
 
 
 def test_grpo_in_navsim_saves_resumes_evaluates_and_survives_an_environment_that_raises(folder: Path) -> None:
