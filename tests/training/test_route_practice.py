@@ -98,7 +98,7 @@ def test_a_group_begins_in_one_state_and_goes_on_from_one_of_its_branches() -> N
             assert before[0] == before[1] == before[2]
             assert before[3] == before[4] == before[5]
         batch = made.collect(model, step)
-        assert batch.log["decisions"] == len(batch.valid) == 18
+        assert (batch.log["decisions"], len(batch.valid)) == (18, 6), "one of three is learned from"
         assert batch.returns is None
     assert [len(driven) for driven in made._driving.plans] == [9] * 6  # type: ignore[union-attr]
 
@@ -113,7 +113,18 @@ def test_which_branch_goes_on_is_drawn_at_random(monkeypatch: pytest.MonkeyPatch
     assert len(set(sources)) > 1
 
 
-def test_advantages_compare_what_was_earned_from_each_decision_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_samples_once_and_drives_on_with_the_likeliest_plans() -> None:
+    made, model = practice(model=Tabular())
+    with torch.no_grad():
+        model.logits[2] = 0.1  # type: ignore[index,operator]
+    batch = made.collect(model, 0)
+    assert model.calls == [2, 6, 6], "what a group sees at first is read once"
+    assert len(set(batch.record["tokens"].tolist())) > 1
+    driven = np.array(made._driving.plans)  # type: ignore[union-attr]
+    assert np.allclose(driven[:, 1:, -1, 0], 4.0 * SPEEDS[2])
+
+
+def test_advantages_compare_what_followed_the_first_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     made, model = practice("algorithm.normalize_advantage=false")
     seen = []
     drive = route_practice.drive_segment
@@ -121,10 +132,9 @@ def test_advantages_compare_what_was_earned_from_each_decision_on(monkeypatch: p
     batch = made.collect(model, 0)
     (segment,) = seen
     rewards = segment.rewards.astype(np.float64)
-    earned = np.stack([rewards[0] + 0.9 * rewards[1] + 0.81 * rewards[2], rewards[1] + 0.9 * rewards[2], rewards[2]])
-    groups = earned.reshape(3, 2, 3)
-    expected = (groups - groups.mean(axis=2, keepdims=True)).reshape(3, 6)
-    assert np.allclose(batch.advantages.reshape(3, 6).numpy(), expected, atol=1e-6)
+    earned = (rewards[0] + 0.9 * rewards[1] + 0.81 * rewards[2]).reshape(2, 3)
+    expected = (earned - earned.mean(axis=1, keepdims=True)).flatten()
+    assert np.allclose(batch.advantages.numpy(), expected, atol=1e-6)
     assert batch.log["reward_mean"] == pytest.approx(rewards.mean(), abs=1e-7)
     assert batch.log["reward_mean"] == pytest.approx(batch.log["term/progress"] - 0.5 * batch.log["term/collision"], abs=1e-7)
 
@@ -220,9 +230,10 @@ def test_episodes_whose_world_failed_are_left_out_and_counted(algorithm: str, mo
     with monkeypatch.context() as patch:
         patch.setattr(World, "step", broken((1,), at=2))
         batch = made.collect(model, 0)
-    lost = 2  # the decision in which it failed, and the one before
+    lost = 2 if algorithm == "ppo" else 1  # the decision in which it failed, and the one before, which alone grpo learns from
     assert batch.log["invalid"] == lost
-    assert len(batch.valid) == (3 * rows if algorithm == "ppo" else 3 * rows - 1)  # grpo: the row waits
+    assert len(batch.valid) == (3 * rows if algorithm == "ppo" else rows)
+    assert batch.log["decisions"] == (3 * rows if algorithm == "ppo" else 3 * rows - 1)  # grpo: the row waits
     assert not batch.advantages[~batch.valid].any()
     assert math.isfinite(batch.log["reward_mean"])
     after = made.collect(model, 1)
@@ -238,13 +249,13 @@ def test_an_update_without_a_valid_decision_stops(monkeypatch: pytest.MonkeyPatc
 
 
 def test_answers_that_are_no_plans_brake_and_are_rewarded_as_configured() -> None:
-    tokens = (1, 4)
+    tokens = (1, 2, 4)
     made, model = practice("reward.invalid=-2.0", model=Tabular(no_plan=tokens))
     batch = made.collect(model, 0)
     bad = torch.isin(batch.record["tokens"], torch.tensor(tokens))
     assert batch.log["invalid_answers"] == int(bad.sum()) > 0
     assert batch.valid.all()
-    assert batch.log["reward_mean"] < -2.0 * bad.float().mean().item() + 0.1
+    assert batch.log["reward_mean"] < -2.0 * int(bad.sum()) / batch.log["decisions"] + 0.1
     made, model = practice("reward.invalid=exclude", model=Tabular(no_plan=tokens))
     batch = made.collect(model, 0)
     assert torch.equal(batch.valid, ~bad)

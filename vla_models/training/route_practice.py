@@ -1,9 +1,9 @@
 """Practice in Bench2Drive: routes are driven on and on, and an update learns from a stretch of each.
 
-GRPO: the G rows of a group begin an update in one and the same state, sample their own plans for some decisions, and are
-compared by what they earned from each decision on; then all of them go on from one branch, drawn at random, so that states come
-from the policy's own driving. PPO: every row drives for itself, values bootstrap what comes after the update, and the next
-route begins as soon as one is over.
+GRPO: the G rows of a group begin an update in one and the same state, sample a plan each, drive on with the most likely plans
+for some decisions, and are compared by what they earned; then all of them go on from one branch, drawn at random, so that
+states come from the policy's own driving. PPO: every row drives for itself and samples every plan, values bootstrap what comes
+after the update, and the next route begins as soon as one is over.
 """
 
 from __future__ import annotations
@@ -131,30 +131,30 @@ class RoutePractice(Practice):
             top_p=algorithm.top_p,
             generator=torch.Generator().manual_seed(stream),
             invalid=config.reward.invalid,
+            group_size=self._group,
             next_routes=self._next_routes if ppo else None,
-            values=ppo,
         )
-        if not segment.counted.any():
+        taken, counted = segment.sampled, segment.counted
+        if not (taken & counted).any():
             raise SceneError(
-                f"rl step {step + 1}: none of {int(segment.decided.sum())} decisions can be learned from: "
+                f"rl step {step + 1}: none of {int(taken.sum())} decisions can be learned from: "
                 f"{segment.invalid_answers} answers were no plans, and in the other episodes the world failed"
             )
         advantages, returns, log = self._compare_values(segment) if ppo else self._compare_groups(segment)
         if not ppo:
             self._go_on_from_one(segment, np.random.default_rng(stream))
-        taken, counted = segment.decided, segment.counted
         return Batch(
             record=segment.record,
             logprobs=segment.logprobs,
             advantages=torch.from_numpy(advantages[taken]),
             returns=None if returns is None else torch.from_numpy(returns[taken]),
             valid=torch.from_numpy(counted[taken]),
-            together=1,
+            together=self._group,
             log={
                 "reward_mean": float(segment.rewards[counted].mean(dtype=np.float64)),
                 "reward_std": float(segment.rewards[counted].std(dtype=np.float64)),
                 **log,
-                "decisions": int(taken.sum()),
+                "decisions": int(segment.decided.sum()),
                 "invalid": int((taken & ~counted).sum()),
                 "invalid_answers": segment.invalid_answers,
                 "episodes": segment.finished,
@@ -180,16 +180,17 @@ class RoutePractice(Practice):
         return drawn
 
     def _compare_groups(self, segment: Segment) -> tuple[npt.NDArray[np.float32], None, dict[str, float]]:
-        """GRPO's advantages [T, N]: what a row earned from a decision on, less what the group's rows did from theirs on."""
+        """GRPO's advantages [T, N] of the first decision: what a row earned with it and after it, less what its group did."""
         algorithm = self.config.algorithm
-        returns = discounted_returns(segment.rewards, segment.ended, algorithm.gamma)
-        shape = len(returns) * (self.env.num_envs // self._group), self._group
-        earned, counted = (torch.from_numpy(part).reshape(shape) for part in (returns, segment.counted))
-        centred = group_advantages(earned, counted, normalize=False)
-        advantages = group_advantages(earned, counted, normalize=True) if algorithm.normalize_advantage else centred
+        earned = discounted_returns(segment.rewards, segment.ended, algorithm.gamma)[0].reshape(-1, self._group)
+        counted = torch.from_numpy(segment.counted[0]).reshape(earned.shape)
+        centred = group_advantages(torch.from_numpy(earned), counted, normalize=False)
+        used = group_advantages(torch.from_numpy(earned), counted) if algorithm.normalize_advantage else centred
         compared = counted.sum(dim=1) > 1
         signal = (centred != 0).any(dim=1)[compared].float().mean().item() if compared.any() else 0.0
-        return advantages.reshape(returns.shape).numpy(), None, {"groups_with_signal": signal}
+        advantages = np.zeros_like(segment.rewards)
+        advantages[0] = used.flatten().numpy()
+        return advantages, None, {"groups_with_signal": signal}
 
     def _compare_values(self, segment: Segment) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], dict[str, float]]:
         """PPO's advantages and returns [T, N] by generalised advantage estimation."""

@@ -1,7 +1,10 @@
 """Driving that goes on from update to update: H decisions of N rows, with what they need for learning.
 
-A row that is over waits (GRPO, whose branches are compared at the end), or begins its next route at once (PPO). The drive of a
-row is known by its route and the plans since its beginning: the world is deterministic, so that is all that a checkpoint keeps.
+PPO samples every decision, and a row that is over begins its next route at once. GRPO samples the first one alone, of G rows
+that stand in one state, and drives on from each with the most likely plans: in a deterministic world, what differs then is what
+that one decision led to (the "vine" procedure of TRPO, Schulman et al. 2015, section 5.2). A row that is over waits.
+
+The drive of a row is known by its route and the plans since its beginning, so that is all that a checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -35,14 +38,16 @@ class Segment:
     """T decisions (at most) of N rows. All arrays [T, N]; where a row did not decide they are 0 or False."""
 
     record: dict[str, Tensor]
-    """[B, …] of the decisions that were taken, in order of (decision, row): ``np.nonzero(decided)``."""
+    """[B, …] of the decisions that were sampled, in order of (decision, row): ``np.nonzero(sampled)``."""
     logprobs: Tensor
     """[B, *S]"""
     decided: BoolArray
     """Whether the row took a decision."""
+    sampled: BoolArray
+    """Whether it was sampled, and not the most likely one."""
     counted: BoolArray
-    """Whether it is learned from: not where the world failed in that episode, nor where the answer was no plan and those are
-    left out."""
+    """Whether it counts: not where the world failed in that episode, nor where the answer was no plan and those are left
+    out."""
     rewards: FloatArray
     """0 where the world failed."""
     ended: BoolArray
@@ -129,10 +134,10 @@ def drive_segment(
     top_p: float,
     generator: torch.Generator,
     invalid: float | Literal["exclude"],
-    next_routes: Callable[[int], list[int]] | None,
-    values: bool,
+    group_size: int = 1,
+    next_routes: Callable[[int], list[int]] | None = None,
 ) -> Segment:
-    """Let ``model`` take ``decisions`` sampled decisions in every row.
+    """Let ``model`` take ``decisions`` decisions in every row.
 
     Args:
         model: what drives.
@@ -142,14 +147,15 @@ def drive_segment(
         top_p: of sampling.
         generator: of sampling.
         invalid: reward of a decision whose answer was no plan (the car brakes), or "exclude".
-        next_routes: gives as many routes as it is asked for to rows that are over; None lets these wait.
-        values: whether state values are wanted.
+        group_size: rows side by side that stand in one state: it is read once.
+        next_routes: gives as many routes as it is asked for to rows that are over; then every decision is sampled, and values
+            are wanted. None samples the first one alone, and lets rows wait.
 
     Raises NotImplementedByModel for a model whose predictions lack what learning needs.
     """
-    env = driving.env
+    env, values = driving.env, next_routes is not None
     shape = decisions, env.num_envs
-    decided, failed, ended, left_out = (np.zeros(shape, dtype=np.bool_) for _ in range(4))
+    decided, sampled, failed, ended, left_out = (np.zeros(shape, dtype=np.bool_) for _ in range(5))
     rewards, value, next_value = (np.zeros(shape, dtype=np.float32) for _ in range(3))
     records: list[dict[str, Tensor]] = []
     logprobs: list[Tensor] = []
@@ -157,19 +163,26 @@ def drive_segment(
     episodes: dict[str, list[npt.NDArray[Any]]] = {}
     over = np.zeros(env.num_envs, dtype=np.bool_)
     taken, answers, sample_s, started = 0, 0, 0.0, time.perf_counter()
-    sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
+    likely = {"deterministic": True}
     for t in range(decisions):
         rows = np.flatnonzero(~over)
         if not len(rows):
             break
         taken = t + 1
         before = time.perf_counter()
-        prediction = _decide(model, driving, rows, **sampling)
+        sampled[t, rows] = values or t == 0
+        if sampled[t].any():
+            sampling = {"temperature": temperature, "top_p": top_p, "generator": generator, "num_samples": group_size}
+            prediction = _decide(model, driving, rows[::group_size], **sampling)
+            if prediction.record is None or prediction.logprobs is None:
+                raise NotImplementedByModel(
+                    f"{type(model).__name__} cannot be trained: its predict returns no record and logprobs (see docs/models.md)"
+                )
+            records.append(prediction.record)
+            logprobs.append(prediction.logprobs)
+        else:
+            prediction = _decide(model, driving, rows, **likely)
         sample_s += time.perf_counter() - before
-        if prediction.record is None or prediction.logprobs is None:
-            raise NotImplementedByModel(
-                f"{type(model).__name__} cannot be trained: its predict returns no record and logprobs (see docs/models.md)"
-            )
         if values:
             value[t, rows] = _values(model, prediction)
         if t:
@@ -181,8 +194,6 @@ def drive_segment(
         driving.observation, reward, terminated, truncated, info = env.step(plans)
         for n in rows.tolist():
             driving.plans[n].append(plans[n])
-        records.append(prediction.record)
-        logprobs.append(prediction.logprobs)
         decided[t, rows] = True
         failed[t, rows] = ~info["valid"][rows]
         ended[t, rows] = failed[t, rows] | terminated[rows] | truncated[rows]
@@ -199,7 +210,7 @@ def drive_segment(
             episodes.setdefault(name, []).append(part[complete])
         limited = rows[truncated[rows] & ~terminated[rows] & ~failed[t, rows]]
         if values and len(limited):  # a limit ends the driving, not the task: what could have come still counts
-            next_value[t, limited] = _values(model, _decide(model, driving, limited, deterministic=True))
+            next_value[t, limited] = _values(model, _decide(model, driving, limited, **likely))
         over |= ended[t]
         if next_routes is not None and over.any():
             again = np.flatnonzero(over).tolist()
@@ -207,7 +218,7 @@ def drive_segment(
             over[:] = False
     running = np.flatnonzero(~ended[taken - 1] & decided[taken - 1])
     if values and len(running):
-        next_value[taken - 1, running] = _values(model, _decide(model, driving, running, deterministic=True))
+        next_value[taken - 1, running] = _values(model, _decide(model, driving, running, **likely))
     means = {name: np.concatenate(parts) for name, parts in terms.items()}
     totals = {name: np.concatenate(parts) for name, parts in episodes.items()}
     finished = len(next(iter(totals.values())))
@@ -215,7 +226,8 @@ def drive_segment(
         record=join_records(records),
         logprobs=torch.cat(logprobs),
         decided=decided[:taken],
-        counted=(decided & ~left_out & ~_spoilt(failed, ended))[:taken],
+        sampled=sampled[:taken],
+        counted=(decided & ~left_out & ~_spoilt(failed if values else failed | left_out, ended))[:taken],
         rewards=rewards[:taken],
         ended=ended[:taken],
         values=value[:taken],
@@ -244,7 +256,7 @@ def _values(model: VLAInterface, prediction: Any) -> FloatArray:
 
 
 def _spoilt(failed: BoolArray, ended: BoolArray) -> BoolArray:
-    """[T, N] decisions of episodes in which the world failed: the failing one, and those before it back to the beginning."""
+    """[T, N] decisions of episodes in which something failed: that one, and those before it back to the beginning."""
     spoilt = failed.copy()
     for t in reversed(range(len(failed) - 1)):
         spoilt[t] |= spoilt[t + 1] & ~ended[t]
