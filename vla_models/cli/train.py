@@ -137,7 +137,7 @@ def _dry_run(config: VLAConfig) -> None:
     typer.echo(dump(config.to_dict()), nl=False)
     parameters = sum(p.numel() for p in model.parameters())
     plans = config.training.scenes_per_step * config.algorithm.group_size
-    if config.environment.type == "bench2drive":
+    if config.environment.type == "bench2drive" and config.algorithm.name == "ppo":  # grpo samples the first of each row
         plans *= config.training.decisions_per_step
     typer.echo(
         f"# {config.model.name}: {parameters:,} parameters; {config.training.steps} updates of {plans} plans. Not started."
