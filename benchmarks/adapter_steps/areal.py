@@ -17,14 +17,17 @@ from vla_models.model_registry import VLAModelRegistry, create_model
 
 
 def step(config: VLAConfig, folder: Path) -> Step:
-    """One step through AReaL's adapters, one group after the other, so that its threads take turns; AReaL's actor learns."""
+    """One step through AReaL's adapters, its groups beside each other as in a run; AReaL's actor learns.
 
+    Groups are asked in one thread, the model works in another and environments in a third. What is not theirs is ours.
+    """
     from areal.api import FinetuneSpec
 
     from vla_models.frameworks.areal import native, runner
     from vla_models.frameworks.areal.deciding import Decider
     from vla_models.frameworks.areal.driving import drive
     from vla_models.frameworks.areal.engine import VLAPPOActor
+    from vla_models.frameworks.areal.env import EnvironmentPool
     from vla_models.frameworks.areal.policies import RecordPolicy
     from vla_models.frameworks.probing import lay_out
 
@@ -38,7 +41,7 @@ def step(config: VLAConfig, folder: Path) -> Step:
     actor = VLAPPOActor(settings.actor)
     actor.create_process_group()
     actor.initialize(ft_spec=FinetuneSpec(1, config.training.scenes_per_step * 100, config.training.scenes_per_step))
-    outer, inner = Clock(time.process_time), Clock(time.process_time)
+    outer, inner = Clock(time.process_time), Clock()
     decider = Decider(model, seed=config.seed, most_rows=256)
     actor.replay = outer.wrap(actor.replay)  # type: ignore[method-assign]
     for part in (model, actor.model):
@@ -57,21 +60,23 @@ def step(config: VLAConfig, folder: Path) -> Step:
 
     engine, policy = SimpleNamespace(adecide=decide), RecordPolicy(config, {"record": layout.record.to_dict()})
     make(1)
-
+    loop = asyncio.Runner()
     made: list[Any] = []
 
-    async def groups() -> None:  # returns nothing: asyncio.run writes a result out to show it if interrupted
-        from vla_models.frameworks.areal.env import EnvironmentPool
+    async def make_pool() -> EnvironmentPool:
+        return EnvironmentPool(make, environments=config.training.scenes_per_step, threads=1, limit=600.0)
 
-        pool = EnvironmentPool(make, environments=1, threads=1, limit=600.0)
-        made.clear()
-        for scene in scenes[: config.training.scenes_per_step]:
-            async with kind(pool, config.algorithm.group_size) as adapter:
-                driven = await drive(adapter, policy, engine, scene)
-            made.append(driven.trajectory(normalize=config.algorithm.normalize_advantage))
-        pool.close()
+    pool = loop.run(make_pool())
 
-    rollout = outer.wrap(lambda: asyncio.run(groups()))
+    async def group(scene: str) -> Any:
+        async with kind(pool, config.algorithm.group_size) as adapter:
+            driven = await drive(adapter, policy, engine, scene)
+        return driven.trajectory(normalize=config.algorithm.normalize_advantage)
+
+    async def groups() -> None:
+        made[:] = await asyncio.gather(*(group(scene) for scene in scenes[: config.training.scenes_per_step]))
+
+    rollout = outer.wrap(lambda: loop.run(groups()))
 
     def once() -> float:
         rollout()

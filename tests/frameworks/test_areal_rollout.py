@@ -21,7 +21,7 @@ from vla_models.errors import VLAModelsError
 from vla_models.frameworks.areal.deciding import WHOLE, Decider, Decision, Sampling
 from vla_models.frameworks.areal.driving import drive
 from vla_models.frameworks.areal.env import AReaLBench2DriveAdapter, EnvironmentPool
-from vla_models.frameworks.areal.sequences import PAYLOAD, Row, check, joined_record, record_rows, staleness, trajectory
+from vla_models.frameworks.areal.sequences import PAYLOAD, Rows, check, join, joined_record, record_rows, staleness, trajectory
 from vla_models.frameworks.records import RecordLayout
 from vla_models.inputs import VLAInput
 from vla_models.model_registry import create_model
@@ -58,10 +58,12 @@ def test_requests_that_wait_are_decided_together_if_they_are_alike() -> None:
     assert [len(x.plans) for x in decided] == [4, 2, 4, 3, 4]
     assert d.calls == 3  # 4 + 4 rows, the likely ones, and the third four, which would have made it more than 10
     assert d.decided == 17
-    assert all(x.record is None for x in decided[1::2])
-    record = decided[0].record
-    assert record is not None
-    assert {len(value) for value in record.values()} == {4}
+    assert all(x.sampled is None for x in decided[1::2])
+    sampled = decided[0].sampled
+    assert sampled is not None
+    assert decided[2].sampled is sampled
+    assert (decided[0].place, decided[2].place) == (slice(0, 4), slice(4, 8))
+    assert {len(value) for value in sampled.record.values()} == {8}
     d.close()
 
 
@@ -70,12 +72,11 @@ def test_what_is_decided_together_replays_apart() -> None:
     decided = [f.result(10) for f in together(d, *[(1, Sampling(samples=3))] * 4)]
     assert d.calls == 1
     for x in decided:
-        assert x.record is not None
-        assert x.logprobs is not None
-        assert x.mask is not None
-        out = d.model.evaluate_actions(x.record)
-        torch.testing.assert_close(out["logprobs"][out["mask"]], x.logprobs[x.mask])
-        assert torch.equal(out["mask"].flatten(1), x.mask)
+        assert x.sampled is not None
+        logprobs, mask = x.sampled.logprobs[x.place], x.sampled.mask[x.place]
+        out = d.model.evaluate_actions({name: value[x.place] for name, value in x.sampled.record.items()})
+        torch.testing.assert_close(out["logprobs"][out["mask"]], logprobs[mask])
+        assert torch.equal(out["mask"].flatten(1), mask)
     d.close()
 
 
@@ -92,8 +93,8 @@ def test_masks_are_asked_for_until_every_part_has_counted_long_enough() -> None:
     d.model.evaluate_actions = counted  # type: ignore[method-assign]
     for _ in range(5):
         decided = d.decide(inputs(1), Sampling(samples=WHOLE // 2)).result(10)
-        assert decided.mask is not None
-        assert decided.mask.all()
+        assert decided.sampled is not None
+        assert decided.sampled.mask.all()
     assert calls == 2
     d.close()
 
@@ -171,17 +172,18 @@ class Scripted:
         plans[:, :, 0] = np.float32(metres)[:, None]
         if len(self.asked) == 2:
             plans[-1] = np.nan
-        return plans, [] if deterministic else [row(version=len(self.asked), parts=2) for _ in range(rows)]
+        return plans, None if deterministic else join([row(version=len(self.asked), parts=2) for _ in range(rows)])
 
 
-def row(version: int = 0, parts: int = 3, prompt: int = 1, uncounted: tuple[int, ...] = ()) -> Row:
-    counts = torch.tensor([False] * prompt + [i not in uncounted for i in range(parts)])
-    return Row(
-        ids=torch.arange(len(counts)),
-        logprobs=torch.where(counts, -torch.arange(len(counts)).float(), 0.0),
+def row(version: int = 0, parts: int = 3, prompt: int = 1, uncounted: tuple[int, ...] = ()) -> Rows:
+    counts = torch.tensor([[False] * prompt + [i not in uncounted for i in range(parts)]])
+    slots = torch.arange(counts.shape[1])[None]
+    return Rows(
+        ids=slots,
+        logprobs=torch.where(counts, -slots.float(), 0.0),
         counts=counts,
         versions=torch.where(counts, version, -1).int(),
-        payload={"pixel_values": torch.zeros(0), "x": torch.tensor([[version]])},
+        payload=[{"pixel_values": torch.zeros(0), "x": torch.tensor([[version]])}],
         extra={},
     )
 
@@ -196,15 +198,16 @@ def test_a_group_is_asked_once_and_then_for_those_that_go_on() -> None:
 
     asked, found = asyncio.run(group())
     assert asked == [(1, 4), (3, 1), (2, 1), (1, 1)]
-    assert [len(rows) for rows in found.rows] == [1, 2, 3, 4]
+    assert [len(rows) for rows in found.decisions] == [4, 3, 2, 1]
+    assert [episode.tolist() for episode in found.episodes] == [[0, 1, 2, 3], [1, 2, 3], [2, 3], [3]]
     assert found.totals["decisions"].tolist() == [1, 2, 3, 4]
     assert found.totals["invalid_answers"].tolist() == [0, 0, 0, 1]
     made = found.trajectory(normalize=False)
     assert made is not None
     returns = torch.from_numpy(found.totals["return"])
-    wanted = (returns - returns.mean()).repeat_interleave(torch.tensor([1, 2, 3, 4]))
+    wanted = (returns - returns.mean())[[0, 1, 2, 3, 1, 2, 3, 2, 3, 3]]
     torch.testing.assert_close(made["rewards"], wanted)
-    assert made["versions"].max(1).values.tolist() == [1, 1, 2, 1, 2, 3, 1, 2, 3, 4]
+    assert made["versions"].max(1).values.tolist() == [1] * 4 + [2] * 3 + [3] * 2 + [4]
     assert found.means()["invalid_answers"] == 1.0
 
 
@@ -234,7 +237,7 @@ def test_any_decisions_make_a_trajectory_that_areal_cuts(cases: list[tuple[int, 
     rows = [r for r in rows if bool(r.counts.any())]
     if not rows:
         return
-    made = trajectory(rows, [float(i) for i in range(len(rows))])
+    made = trajectory(join(rows), torch.arange(len(rows)))
     shape = made["input_ids"].shape
     assert all(value.shape in (shape, shape[:1]) for value in made.values() if isinstance(value, Tensor))
     for i, r in enumerate(rows):
@@ -245,7 +248,7 @@ def test_any_decisions_make_a_trajectory_that_areal_cuts(cases: list[tuple[int, 
         last = int(made["attention_mask"][i].sum()) - 1
         assert bool(counts[last])
         assert not bool(made["attention_mask"][i][last + 1 :].any())
-        assert made[PAYLOAD][i]["x"] is r.payload["x"]
+        assert made[PAYLOAD][i]["x"] is r.payload[0]["x"]
 
 
 def test_a_record_travels_in_its_row() -> None:
@@ -254,7 +257,7 @@ def test_a_record_travels_in_its_row() -> None:
     mask = torch.tensor([[True] * 4, [True, False, True, False], [True] * 4])
     layout = RecordLayout.of([(record, logprobs)])
     rows = record_rows(layout, record, logprobs, mask, 7)
-    made = trajectory(rows, [1.0, 2.0, 3.0])
+    made = trajectory(rows, torch.tensor([1.0, 2.0, 3.0]))
     joined = joined_record(made[PAYLOAD])
     assert joined.keys() == record.keys()
     assert all(torch.equal(value, record[name]) for name, value in joined.items())
@@ -277,7 +280,7 @@ def test_a_record_travels_in_its_row() -> None:
     ],
 )
 def test_what_areal_would_silently_mistreat_is_refused(name: str, value: Any, message: str) -> None:
-    made = trajectory([row(), row()], [0.0, 1.0])
+    made = trajectory(join([row(), row()]), torch.tensor([0.0, 1.0]))
     with pytest.raises(VLAModelsError, match=message):
         check(made | {name: value})
 
@@ -285,14 +288,14 @@ def test_what_areal_would_silently_mistreat_is_refused(name: str, value: Any, me
 def test_keys_that_change_are_refused() -> None:
     other = row()
     with pytest.raises(VLAModelsError, match="hold different keys; a record's keys must not change"):
-        trajectory([row(), Row(other.ids, other.logprobs, other.counts, other.versions, {"y": torch.zeros(1)}, {})], [0.0, 1.0])
+        join([row(), Rows(other.ids, other.logprobs, other.counts, other.versions, [{"y": torch.zeros(1)}], {})])
     with pytest.raises(VLAModelsError, match="a reward for each of its decisions: 1 and 2"):
-        trajectory([row()], [0.0, 1.0])
+        trajectory(row(), torch.tensor([0.0, 1.0]))
 
 
 def test_staleness_looks_at_what_counts_alone() -> None:
     """AReaL pads versions with 0, which would look as old as the run."""
-    made = trajectory([row(version=4, parts=2), row(version=2, parts=4)], [0.0, 1.0])
+    made = trajectory(join([row(version=4, parts=2), row(version=2, parts=4)]), torch.tensor([0.0, 1.0]))
     padded = made | {"versions": torch.where(made["versions"] < 0, 0, made["versions"])}
     for batch in (made, padded):
         assert staleness([batch, batch], 5, 2) == staleness([batch] * 2, 5, 2)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from vla_models.errors import ConfigError
+from vla_models.errors import ConfigError, SceneError
 from vla_models.inputs import INVALID_PLAN
 
 Row = npt.NDArray[np.bool_]
@@ -69,8 +69,9 @@ class Episodes:
         self._scenes: list[str] = [""] * env.num_envs
         self._observation: Mapping[str, Any] = {}
         self._failed: Row = np.zeros(env.num_envs, dtype=np.bool_)
-        self._sums: dict[str, npt.NDArray[np.float32]] = {}
-        self._metrics: dict[str, npt.NDArray[np.float32]] = {}
+        self._counted: tuple[str, ...] = ()
+        self._measured: tuple[str, ...] = ()
+        self._sums = self._metrics = np.zeros((0, env.num_envs), dtype=np.float32)  # a row for each of these names
 
     @property
     def scenes(self) -> list[str]:
@@ -82,7 +83,6 @@ class Episodes:
         self._scenes = list(scenes)
         self._observation, _ = self.env.reset(options={"scenes": self._scenes})
         self._forget(np.ones(self.env.num_envs, dtype=np.bool_))
-        self._sums, self._metrics = {}, {}
         return self._observation
 
     def decide(self, plans: npt.NDArray[np.floating[Any]], planned: Row | None = None) -> Decided:
@@ -128,27 +128,28 @@ class Episodes:
     def _forget(self, rows: Row) -> None:
         self.over = self.over & ~rows
         self._failed = self._failed & ~rows
-        for values in (*self._sums.values(), *self._metrics.values()):
-            values[rows] = 0.0
+        self._sums[:, rows] = 0.0
+        self._metrics[:, rows] = 0.0
 
     def _count(
         self, running: Row, failed: Row, rewards: npt.NDArray[np.float32], unplanned: Row, info: Mapping[str, Any]
     ) -> None:
         self._failed = self._failed | failed
-        added = {"return": rewards, "decisions": np.ones_like(rewards), "invalid_answers": unplanned.astype(np.float32)}
-        added |= {f"term/{name}": np.asarray(values, dtype=np.float32) for name, values in info["terms"].items()}
-        for name, values in added.items():
-            total = self._sums.setdefault(name, np.zeros_like(rewards))
-            total[running] += values[running]
-        for name, values in info["metrics"].items():
-            latest = self._metrics.setdefault(name, np.zeros_like(rewards))
-            latest[running] = np.asarray(values, dtype=np.float32)[running]
+        counted = ("return", "decisions", "invalid_answers", *(f"term/{name}" for name in info["terms"]))
+        measured = tuple(info["metrics"])
+        if not self._counted:
+            self._counted, self._measured = counted, measured
+            self._sums, self._metrics = (np.zeros((len(names), len(running)), np.float32) for names in (counted, measured))
+        if (counted, measured) != (self._counted, self._measured):
+            raise SceneError("the environment has changed the names of its terms or metrics from one step to another")
+        added = np.stack([rewards, running, unplanned, *info["terms"].values()], dtype=np.float32, casting="unsafe")
+        self._sums += np.where(running, added, np.float32(0.0))
+        if measured:
+            latest = np.stack([*info["metrics"].values()], dtype=np.float32, casting="unsafe")
+            self._metrics = np.where(running, latest, self._metrics)
 
     def _totals(self) -> dict[str, npt.NDArray[np.float32]]:
-        valid = (~self._failed).astype(np.float32)
-        rows = {**self._sums, **self._metrics}
-        return {
-            **{name: np.where(self._failed, 0.0, values).astype(np.float32) for name, values in rows.items()},
-            "invalid_answers": self._sums.get("invalid_answers", np.zeros_like(valid)).copy(),
-            "valid": valid,
-        }
+        whole = np.where(self._failed, np.float32(0.0), np.concatenate([self._sums, self._metrics]))
+        totals = dict(zip((*self._counted, *self._measured), whole, strict=True))
+        unanswered = self._sums[2].copy() if self._counted else np.zeros(len(self._failed), dtype=np.float32)
+        return {**totals, "invalid_answers": unanswered, "valid": (~self._failed).astype(np.float32)}

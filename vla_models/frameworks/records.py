@@ -123,10 +123,10 @@ def to_words(packed: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def from_words(words: Tensor, form: Tensor) -> dict[str, Tensor]:
-    """The packed record in words int64 [B, W] of that form; ``unpack`` goes on from it."""
+    """The packed record in words int64 [B, W] of that form, as views of them; ``unpack`` goes on from it."""
     whole, packed = words.contiguous().view(torch.uint8), {}
     for key, kind, shape, at, size in _places(json.loads(bytes(form.tolist())))[0]:
-        packed[key] = whole[:, at : at + size].contiguous().view(kind).reshape(len(words), *shape)
+        packed[key] = whole[:, at : at + size].view(kind).view(len(words), *shape)
     return packed
 
 

@@ -164,10 +164,10 @@ def test_an_answer_ends_before_a_pictures_token(place: int | None, start: Callab
 
     golden = loop.GoldenNavSim.make_env(workflow.config, "train", 1, VLASpec(horizon=8, dt=0.5))
     given = VLAInput.batch(golden.reset()[0])
-    _, (row,) = asyncio.run(workflow.policy.decide(Engine(), given, 1, deterministic=False))
+    _, row = asyncio.run(workflow.policy.decide(Engine(), given, 1, deterministic=False))
     assert int(row.counts.sum()) == (4 if place is None else place)
     if row.counts.any():
-        made = sequences.trajectory([row], [0.0])
+        made = sequences.trajectory(row, torch.zeros(1))
         assert torch.isfinite(actor.compute_logp([made])[0]).all()
 
 

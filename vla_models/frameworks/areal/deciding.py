@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -22,7 +22,6 @@ from vla_models.errors import NotImplementedByModel, VLAModelsError
 from vla_models.inputs import VLAInput
 from vla_models.interface import VLAInterface
 from vla_models.training.checkpoint import random_stream
-from vla_models.training.rollout import select
 
 WHOLE: Final = 64
 """Decisions after which a model is believed to leave no part out. If it does later, training stops with an error."""
@@ -41,6 +40,20 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """B plans that one ``predict`` sampled."""
+
+    logprobs: Tensor
+    """float32 [B, P]"""
+    mask: Tensor
+    """bool [B, P]: parts of the decision that count."""
+    record: dict[str, Tensor]
+    """[B, …] what ``evaluate_actions`` replays."""
+    version: int
+    """Of the weights that decided."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """B = inputs × samples plans, an input's samples side by side."""
 
@@ -48,12 +61,10 @@ class Decision:
     """[B, T, 3]; NaN where the answer was no plan."""
     version: int
     """Of the weights that decided."""
-    logprobs: Tensor | None
-    """float32 [B, P]; None where nothing was sampled."""
-    mask: Tensor | None
-    """bool [B, P]: parts of the decision that count."""
-    record: dict[str, Tensor] | None
-    """[B, …] what ``evaluate_actions`` replays."""
+    sampled: Sampled | None
+    """What was sampled for this request and those that it was decided together with; None where nothing was sampled."""
+    place: slice
+    """This request's rows in there."""
 
 
 @dataclass
@@ -175,7 +186,8 @@ class Decider:
             return
         at = 0
         for request in requests:
-            request.future.set_result(_rows(decision, at, at + request.rows))
+            place = slice(at, at + request.rows)
+            request.future.set_result(replace(decision, plans=decision.plans[place], place=place))
             at += request.rows
 
     def _predict(self, inputs: list[VLAInput], sampling: Sampling) -> Decision:
@@ -194,7 +206,7 @@ class Decider:
             if prediction.valid is not None:
                 plans = np.where(np.asarray(prediction.valid)[:, None, None], plans, np.float32(np.nan))
             if sampling.deterministic:
-                return Decision(plans, self.version, None, None, None)
+                return Decision(plans, self.version, None, slice(None))
             if prediction.record is None or prediction.logprobs is None:
                 raise NotImplementedByModel(
                     f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
@@ -202,7 +214,8 @@ class Decider:
                 )
             logprobs = prediction.logprobs.detach().float().flatten(1).cpu()
             record = {name: value.detach() for name, value in prediction.record.items()}
-            return Decision(plans, self.version, logprobs, self._mask(record, logprobs), record)
+            sampled = Sampled(logprobs, self._mask(record, logprobs), record, self.version)
+            return Decision(plans, self.version, sampled, slice(None))
 
     def _mask(self, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
         """Which parts count: only ``evaluate_actions`` says it. It is asked no longer when of the first ``WHOLE`` decisions
@@ -220,15 +233,3 @@ class Decider:
             stream = random_stream(self.seed, "rollout", self.version)
             self._generator = torch.Generator(device).manual_seed(stream)
         return self._generator
-
-
-def _rows(decision: Decision, start: int, end: int) -> Decision:
-    """Some rows of a decision."""
-    rows = torch.arange(start, end)
-    return Decision(
-        decision.plans[start:end],
-        decision.version,
-        None if decision.logprobs is None else decision.logprobs[rows],
-        None if decision.mask is None else decision.mask[rows],
-        None if decision.record is None else select(decision.record, rows),
-    )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vla_models.errors import VLAModelsError
 from vla_models.frameworks.areal.env import AReaLEnvAdapter
-from vla_models.frameworks.areal.sequences import Row, trajectory
+from vla_models.frameworks.areal.sequences import Rows, join, trajectory
 from vla_models.inputs import VLAInput
 from vla_models.training.objective import group_advantages
 from vla_models.training.rollout import every
@@ -20,9 +21,11 @@ from vla_models.training.rollout import every
 class Policy(Protocol):
     """What decides: the model through an inference engine of AReaL's."""
 
-    async def decide(self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool) -> tuple[Any, list[Row]]:
-        """Plans f32 [B, T, 3] (NaN where an answer is none) for B = inputs × samples, and a row for each decision, which is
-        empty where ``deterministic``."""
+    async def decide(
+        self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool
+    ) -> tuple[Any, Rows | None]:
+        """Plans f32 [B, T, 3] (NaN where an answer is none) for B = inputs × samples, and these decisions, None where
+        ``deterministic``."""
         ...
 
 
@@ -30,8 +33,10 @@ class Policy(Protocol):
 class Group:
     """What G episodes of one scene came to."""
 
-    rows: list[list[Row]]
-    """Decisions of each episode."""
+    decisions: list[Rows]
+    """One after the other, of the episodes that were not over by then."""
+    episodes: list[npt.NDArray[np.int64]]
+    """Which these were: [B] for each of ``decisions``."""
     totals: Mapping[str, Any]
     """[G] each, see ``Episodes``: ``return``, ``valid``, ``decisions``, metrics, terms."""
     learnable: bool
@@ -46,9 +51,12 @@ class Group:
         if not self.learnable:
             return None
         returns, valid = (torch.from_numpy(np.asarray(self.totals[name])) for name in ("return", "valid"))
-        advantages = group_advantages(returns[None], valid[None].bool(), normalize=normalize)[0].tolist()
-        rows = [(row, advantages[i]) for i, episode in enumerate(self.rows) if valid[i] for row in episode]
-        return trajectory([row for row, _ in rows], [advantage for _, advantage in rows])
+        advantages = group_advantages(returns[None], valid[None].bool(), normalize=normalize)[0]
+        rows, episode = join(self.decisions), torch.from_numpy(np.concatenate(self.episodes))
+        if not valid.all():
+            kept = valid[episode].nonzero()[:, 0]
+            rows, episode = rows[kept], episode[kept]
+        return trajectory(rows, advantages[episode])
 
     def means(self) -> dict[str, float]:
         """Means over the valid episodes, and counts of the others, for the log."""
@@ -75,21 +83,22 @@ async def drive(adapter: AReaLEnvAdapter, policy: Policy, engine: Any, scene: st
     rows = adapter.rows
     observation = (await adapter.aexecute("reset", {"scene": scene}))["observation"]
     over = np.zeros(rows, dtype=bool)
-    decided: list[list[Row]] = [[] for _ in range(rows)]
+    decisions, episodes = list[Rows](), list[npt.NDArray[np.int64]]()
     first = True
     while not over.all():
-        asked = [0] if first else np.flatnonzero(~over).tolist()
-        samples = rows if first else 1
-        inputs = VLAInput.batch(every(observation, rows)) if first else [VLAInput.batch(observation)[i] for i in asked]
-        plans, made = await policy.decide(engine, inputs, samples, deterministic=deterministic)
-        driven = list(range(rows)) if first else asked
-        if len(plans) != len(driven) or (made and len(made) != len(driven)):
-            raise VLAModelsError(f"{len(plans)} plans and {len(made)} records were decided for {len(driven)} episodes")
+        driven = np.flatnonzero(~over)
+        asked, samples = (driven[:1], rows) if first else (driven, 1)
+        seen = VLAInput.batch(every(observation, rows)) if first else VLAInput.batch(observation)
+        plans, made = await policy.decide(engine, [seen[i] for i in asked], samples, deterministic=deterministic)
+        if len(plans) != len(driven) or (made is not None and len(made) != len(driven)):
+            given = "no" if made is None else len(made)
+            raise VLAModelsError(f"{len(plans)} plans and {given} records were decided for {len(driven)} episodes")
+        if made is not None:
+            decisions.append(made)
+            episodes.append(driven)
         whole = np.zeros((rows, *plans.shape[1:]), dtype=np.float32)
         whole[driven] = plans
-        for row, decision in zip(driven, made, strict=False):
-            decided[row].append(decision)
         step = await adapter.aexecute("step", {"plan": whole})
         observation, over, first = step["observation"], step["over"], False
     totals = await adapter.aexecute("score")
-    return Group(decided, totals, learnable=int(np.asarray(totals["valid"]).sum()) > 1)
+    return Group(decisions, episodes, totals, learnable=int(np.asarray(totals["valid"]).sum()) > 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vla_models.frameworks.areal.deciding import Decision, Sampling
-from vla_models.frameworks.areal.sequences import Row, record_rows
+from vla_models.frameworks.areal.deciding import Decision, Sampled, Sampling
+from vla_models.frameworks.areal.sequences import Rows, record_rows
 from vla_models.frameworks.records import RecordLayout
 from vla_models.inputs import VLAInput
 
@@ -20,12 +20,20 @@ class RecordPolicy:
     def __init__(self, config: VLAConfig, settings: Mapping[str, Any]) -> None:
         self.layout = RecordLayout.from_dict(settings["record"])
         self.temperature, self.top_p = config.algorithm.temperature, config.algorithm.top_p
+        self._packed: tuple[Sampled, Rows] | None = None
 
-    async def decide(self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool) -> tuple[Any, list[Row]]:
+    async def decide(
+        self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool
+    ) -> tuple[Any, Rows | None]:
         """See ``driving.Policy``."""
-        sampling = Sampling(samples, self.temperature, self.top_p, deterministic)
-        decision: Decision = await engine.adecide(inputs, sampling)
-        if decision.record is None or decision.logprobs is None or decision.mask is None:
-            return decision.plans, []
-        rows = record_rows(self.layout, decision.record, decision.logprobs, decision.mask, decision.version)
-        return decision.plans, rows
+        decision: Decision = await engine.adecide(inputs, Sampling(samples, self.temperature, self.top_p, deterministic))
+        if decision.sampled is None:
+            return decision.plans, None
+        return decision.plans, self._rows(decision.sampled)[decision.place]
+
+    def _rows(self, sampled: Sampled) -> Rows:
+        """All that was sampled together, packed once for the groups that asked together."""
+        if self._packed is None or self._packed[0] is not sampled:
+            rows = record_rows(self.layout, sampled.record, sampled.logprobs, sampled.mask, sampled.version)
+            self._packed = sampled, rows
+        return self._packed[1]

@@ -15,13 +15,13 @@ sequences, and in Bench2Drive each episode has its own number of decisions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
 from vla_models.errors import VLAModelsError
 from vla_models.frameworks.records import RecordLayout, from_words, to_words, unpack
@@ -33,39 +33,77 @@ _WORDS, _FORM = "words", "form"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One decision as a sequence of S slots."""
+class Rows:
+    """B decisions as sequences of S slots."""
 
     ids: Tensor
-    """int64 [S]: the prompt's tokens and those that were written; zeros on the record route."""
+    """int64 [B, S]: the prompt's tokens and those that were written; zeros on the record route."""
     logprobs: Tensor
-    """float32 [S] of what was decided; 0 elsewhere."""
+    """float32 [B, S] of what was decided; 0 elsewhere."""
     counts: Tensor
-    """bool [S]: what is learned from."""
+    """bool [B, S]: what is learned from."""
     versions: Tensor
-    """int32 [S] weight version of what was decided; -1 elsewhere."""
-    payload: Mapping[str, Tensor]
-    """What else the model needs to compute the log-probabilities again."""
+    """int32 [B, S] weight version of what was decided; -1 elsewhere."""
+    payload: Sequence[Mapping[str, Tensor]]
+    """[B] what else the model needs to compute the log-probabilities again."""
     extra: Mapping[str, Tensor]
-    """Further int64 [S] (the ``mm_token_type_ids`` of Qwen-VL)."""
+    """Further int64 [B, S] (the ``mm_token_type_ids`` of Qwen-VL)."""
+
+    def __len__(self) -> int:
+        return len(self.payload)
+
+    def __getitem__(self, rows: slice | Tensor) -> Rows:
+        """Some of them: a slice, or indices int64 [b]."""
+        return Rows(
+            self.ids[rows],
+            self.logprobs[rows],
+            self.counts[rows],
+            self.versions[rows],
+            self.payload[rows] if isinstance(rows, slice) else [self.payload[i] for i in rows.tolist()],
+            {name: value[rows] for name, value in self.extra.items()},
+        )
 
 
-def record_rows(layout: RecordLayout, record: Mapping[str, Tensor], logprobs: Tensor, mask: Tensor, version: int) -> list[Row]:
+def join(parts: Sequence[Rows]) -> Rows:
+    """All rows, in order, filled up on the right to the widest."""
+    first = parts[0]
+    keys = [(part.payload[0].keys(), part.extra.keys()) for part in parts]
+    if any(own != keys[0] for own in keys):
+        raise VLAModelsError("the decisions of a trajectory hold different keys; a record's keys must not change")
+    if len(parts) == 1:
+        return first
+    width = max(part.ids.shape[1] for part in parts)
+
+    def cat(values: Iterable[Tensor], fill: float = 0) -> Tensor:
+        return torch.cat([pad(value, (0, width - value.shape[1]), value=fill) for value in values])
+
+    return Rows(
+        cat(part.ids for part in parts),
+        cat(part.logprobs for part in parts),
+        cat((part.counts for part in parts), False),
+        cat((part.versions for part in parts), -1),
+        [entry for part in parts for entry in part.payload],
+        {name: cat(part.extra[name] for part in parts) for name in first.extra},
+    )
+
+
+def record_rows(layout: RecordLayout, record: Mapping[str, Tensor], logprobs: Tensor, mask: Tensor, version: int) -> Rows:
     """B decisions of the record route.
 
     record: [B, …]; logprobs float32 [B, P]; mask bool [B, P]; version: of the weights that decided.
     """
     words, form = to_words(layout.pack(record))
-    rows = len(words)
-    counts = torch.cat([torch.zeros(rows, 1, dtype=torch.bool), mask], dim=1)
-    decided = torch.cat([torch.zeros(rows, 1), logprobs], dim=1).where(counts, torch.zeros(()))
-    versions = torch.where(counts, version, -1).to(torch.int32)
-    nothing, no_ids = torch.zeros(0), torch.zeros(counts.shape[1], dtype=torch.int64)
-    each = zip(decided.unbind(), counts.unbind(), versions.unbind(), words[:, None].unbind(), strict=True)
-    return [
-        Row(no_ids, logprob, counted, made_by, {"pixel_values": nothing, _WORDS: own.clone(), _FORM: form}, {})
-        for logprob, counted, made_by, own in each
-    ]
+    counts = pad(mask, (1, 0), value=False)
+    nothing = torch.zeros(0)
+    return Rows(
+        ids=torch.zeros(counts.shape, dtype=torch.int64),
+        logprobs=pad(logprobs, (1, 0)).where(counts, torch.zeros(())),
+        counts=counts,
+        versions=torch.where(counts, version, -1).to(torch.int32),
+        # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
+        payload=[{"pixel_values": nothing, _WORDS: own.clone(), _FORM: form} for own in words[:, None].unbind()],
+        extra={},
+    )
 
 
 def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -76,32 +114,28 @@ def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return unpack(from_words(torch.cat([entry[_WORDS] for entry in payload]), form))
 
 
-def trajectory(rows: Sequence[Row], rewards: Sequence[float]) -> dict[str, Any]:
-    """AReaL's dict for one rollout: ``rows`` with a reward each. ``check`` says what it holds."""
-    if not rows or len(rows) != len(rewards):
+def trajectory(rows: Rows, rewards: Tensor) -> dict[str, Any]:
+    """AReaL's dict for one rollout: ``rows`` with a reward (float32 [B]) each. ``check`` says what it holds."""
+    if not len(rows) or len(rows) != len(rewards):
         raise VLAModelsError(f"a trajectory needs a reward for each of its decisions: {len(rows)} and {len(rewards)}")
-    if any(row.payload.keys() != rows[0].payload.keys() or row.extra.keys() != rows[0].extra.keys() for row in rows):
-        raise VLAModelsError("the decisions of a trajectory hold different keys; a record's keys must not change")
-    counts = pad_sequence([row.counts for row in rows], batch_first=True)
-    slots = torch.tensor([len(row.counts) for row in rows])
-    numbers = torch.arange(counts.shape[1])
-    last = torch.where(counts, numbers, -1).amax(dim=1)
-    ends = torch.where(last < 0, slots, last + 1)  # the prompt's slot is not cut off where nothing counts
-    there = numbers[: int(ends.max())] < ends[:, None]
+    numbers = torch.arange(rows.counts.shape[1])
+    ends = torch.where(rows.counts, numbers + 1, 0).amax(dim=1)
+    ends = torch.where(ends > 0, ends, len(numbers))  # the prompt's slots are not cut off where nothing counts
+    width = int(ends.max())
+    there = numbers[:width] < ends[:, None]
 
-    def stack(values: Sequence[Tensor], dtype: torch.dtype, fill: float = 0) -> Tensor:
-        whole = pad_sequence(list(values), batch_first=True, padding_value=fill)[:, : there.shape[1]]
-        return whole.to(dtype).masked_fill(~there, fill)
+    def cut(values: Tensor, fill: int = 0) -> Tensor:
+        return values[:, :width].masked_fill(~there, fill)
 
     made = {
-        "input_ids": stack([row.ids for row in rows], torch.int64),
+        "input_ids": cut(rows.ids),
         "attention_mask": there,
-        "loss_mask": stack([row.counts for row in rows], torch.int32),
-        "logprobs": stack([row.logprobs for row in rows], torch.float32),
-        "versions": stack([row.versions for row in rows], torch.int32, -1),
-        "rewards": torch.tensor(list(rewards), dtype=torch.float32),
-        PAYLOAD: [dict(row.payload) for row in rows],
-        **{name: stack([row.extra[name] for row in rows], torch.int64) for name in rows[0].extra},
+        "loss_mask": cut(rows.counts).to(torch.int32),
+        "logprobs": cut(rows.logprobs),
+        "versions": cut(rows.versions, -1),
+        "rewards": rewards.float(),
+        PAYLOAD: [dict(entry) for entry in rows.payload],
+        **{name: cut(value) for name, value in rows.extra.items()},
     }
     check(made)
     return made

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vla_models.errors import ConfigError
 from vla_models.frameworks.areal.recording import plain_folder
-from vla_models.frameworks.areal.sequences import Row
+from vla_models.frameworks.areal.sequences import Rows, join
 from vla_models.inputs import VLAInput
 from vla_models.interface import VLAForDriving, VLAInterface
 from vla_models.model_registry import create_model
@@ -59,7 +59,9 @@ class TokenPolicy:
             skip_special_tokens=False,
         )
 
-    async def decide(self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool) -> tuple[Any, list[Row]]:
+    async def decide(
+        self, engine: Any, inputs: list[VLAInput], samples: int, *, deterministic: bool
+    ) -> tuple[Any, Rows | None]:
         """See ``driving.Policy``."""
         asked = [self.ask(given) for given in inputs for _ in range(samples)]
         options = self.generation.new(greedy=True) if deterministic else self.generation
@@ -69,8 +71,8 @@ class TokenPolicy:
         plans, valid = self.model.parse([answer.output_tokens[:n] for answer, n in zip(answers, kept, strict=True)], speed)
         plans = np.where(np.asarray(valid)[:, None, None], np.asarray(plans, dtype=np.float32), np.float32(np.nan))
         if deterministic:
-            return plans, []
-        return plans, [self.row(prompt, answer, n) for prompt, answer, n in zip(asked, answers, kept, strict=True)]
+            return plans, None
+        return plans, join([self.row(prompt, answer, n) for prompt, answer, n in zip(asked, answers, kept, strict=True)])
 
     def ask(self, given: VLAInput) -> dict[str, Any]:
         """A prompt: ``ids`` (a token for each patch of a picture), ``pictures`` uint8 [N, H, W, 3], ``messages``, ``speed``."""
@@ -82,20 +84,20 @@ class TokenPolicy:
             "speed": float(encoded["speed"][0]),
         }
 
-    def row(self, prompt: Mapping[str, Any], answer: Any, kept: int) -> Row:
-        """The first ``kept`` tokens of AReaL's answer to a prompt as a sequence."""
+    def row(self, prompt: Mapping[str, Any], answer: Any, kept: int) -> Rows:
+        """The first ``kept`` tokens of AReaL's answer to a prompt as one sequence."""
         ids: Tensor = prompt["ids"]
         written = torch.tensor(answer.output_tokens[:kept], dtype=torch.int64)
         nothing = torch.zeros(len(ids))
         family = self.model.backbone.family
         packed = family.pack(prompt["pictures"], torch.float32, teacher=False)
-        return Row(
-            ids=torch.cat([ids, written]),
-            logprobs=torch.cat([nothing, torch.tensor(answer.output_logprobs[:kept], dtype=torch.float32)]),
-            counts=torch.cat([nothing, torch.ones(len(written))]).bool(),
-            versions=torch.cat([nothing.int() - 1, torch.tensor(answer.output_versions[:kept], dtype=torch.int32)]),
-            payload=packed,
-            extra={"mm_token_type_ids": torch.cat([(ids == family.image_token_id).long(), torch.zeros_like(written)])},
+        return Rows(
+            ids=torch.cat([ids, written])[None],
+            logprobs=torch.cat([nothing, torch.tensor(answer.output_logprobs[:kept], dtype=torch.float32)])[None],
+            counts=torch.cat([nothing, torch.ones(len(written))]).bool()[None],
+            versions=torch.cat([nothing.int() - 1, torch.tensor(answer.output_versions[:kept], dtype=torch.int32)])[None],
+            payload=[packed],
+            extra={"mm_token_type_ids": torch.cat([(ids == family.image_token_id).long(), torch.zeros_like(written)])[None]},
         )
 
     def _replayable(self, written: list[int]) -> int:
