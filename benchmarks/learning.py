@@ -23,8 +23,6 @@ import argparse
 import json
 import os
 import platform
-import resource
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +30,7 @@ from statistics import mean
 from typing import Any
 
 import learning_compare
+import memory
 from documents import COMPARISON
 
 from vla_models.training.metrics import read_metrics
@@ -44,15 +43,15 @@ LABELS = {"rl": "RL", "pdm_closed": "PDM-Closed", "rule_based": "rule-based"}
 
 
 def run(config: Path, seed: int, overrides: list[str], output: Path) -> dict[str, Any]:
-    """One training run; its summary.json with the run's folder added."""
+    """One training run; its summary.json, and what was seen of it besides."""
     framework = next((o.split("=")[1] for o in overrides if o.startswith("framework=")), "")
     name = "-".join(filter(None, ("learning", config.stem, framework, f"seed{seed}")))  # runs beside it have other names
     earlier = set(output.glob(f"{name}-*"))
     command = [sys.executable, "-m", "vla_models", "train", str(config), f"seed={seed}", f"name={name}", f"output_dir={output}"]
-    subprocess.run([*command, *overrides], check=True)
+    memory_mib = memory.run([*command, *overrides])
     (folder,) = set(output.glob(f"{name}-*")) - earlier
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary | {"run": str(folder)} | learning_compare.of_run(read_metrics(folder))
+    return summary | {"run": str(folder), "memory_mib": memory_mib} | learning_compare.of_run(read_metrics(folder))
 
 
 def on_cpu(framework: str) -> bool:
@@ -130,7 +129,6 @@ def main() -> None:
         "jobs": args.jobs,
         "cpu_shim": shim,
         "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine()},
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "seeds": summaries,
     }
     suffix = f"_{args.framework}" if args.framework else ""

@@ -90,7 +90,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "minutes",
         *(f"{p.replace('_', '-')} s" for p in PARTS),
     ]
-    head += ["largest process MiB", "adapter lines"]
+    head += ["memory MiB", "adapter lines"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, result in results.items():
         seeds = result["seeds"]
@@ -100,8 +100,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for part in PARTS:
             given = [s["seconds"][part] for s in seeds if s.get("seconds", {}).get(part) is not None]
             cells.append(f"{mean(given):.0f}" if given else "not logged")
-        memory = result["peak_memory_mib"]
-        cells += ["not measured" if memory is None else f"{memory:.0f}", str(lines_of_code(name))]
+        memory = [s["memory_mib"] for s in seeds if "memory_mib" in s]
+        cells += [f"{max(memory):.0f}" if memory else "not measured", str(lines_of_code(name))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
