@@ -62,6 +62,9 @@ class VLAInterface(torch.nn.Module):
     """What the model is; set it in the class or in ``__init__``."""
     statistics: dict[str, dict[str, Any]]
     """Normalisation statistics by data set, JSON values: what the head measured in its plans. Saved with the model."""
+    prompt_keys: ClassVar[tuple[str, ...]] = ()
+    """Tensors of a record that depend on the input alone, so that all samples of an input have the same. Where an adapter sends
+    records around, it keeps these once for all of them: pictures, above all."""
     value_prefix: ClassVar[str] = "value."
     """Weights whose names begin so are the value head's: ``save_pretrained`` keeps them apart from the policy's."""
     _constructor_arguments: dict[str, Any]

@@ -21,6 +21,7 @@ def step(config: VLAConfig, folder: Path) -> Step:
 
     Groups are asked in one thread, the model works in another and environments in a third. What is not theirs is ours.
     """
+    import uvloop
     from areal.api import FinetuneSpec
 
     from vla_models.frameworks.areal import native, runner
@@ -60,7 +61,7 @@ def step(config: VLAConfig, folder: Path) -> Step:
 
     engine, policy = SimpleNamespace(adecide=decide), RecordPolicy(config, {"record": layout.record.to_dict()})
     make(1)
-    loop = asyncio.Runner()
+    loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)  # as AReaL's infra/async_task_runner.py
     made: list[Any] = []
 
     async def make_pool() -> EnvironmentPool:

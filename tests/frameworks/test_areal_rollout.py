@@ -106,7 +106,9 @@ def test_weights_come_between_decisions_and_their_version_with_them() -> None:
     state["mean.bias"] = state["mean.bias"] + 5.0
     d.load(state, 1)
     after = d.decide(inputs(1), Sampling(deterministic=True)).result(10)
-    assert (before.version, after.version) == (0, 1)
+    sampled = d.decide(inputs(1), Sampling()).result(10).sampled
+    assert sampled is not None
+    assert sampled.version == 1
     np.testing.assert_allclose(after.plans, before.plans + 5.0, rtol=1e-5)
     d.close()
 
@@ -264,6 +266,24 @@ def test_a_record_travels_in_its_row() -> None:
     assert made["attention_mask"].sum(1).tolist() == [5, 4, 5]
     torch.testing.assert_close(made["logprobs"][1], torch.tensor([0.0, logprobs[1, 0], 0.0, logprobs[1, 2], 0.0]))
     assert made["versions"][1].tolist() == [-1, 7, -1, 7, -1]
+
+
+def test_what_samples_of_an_input_share_is_kept_once() -> None:
+    prompt = {"pixels": torch.randint(0, 255, (2, 4, 6, 3), dtype=torch.uint8), "prompt_id": torch.tensor([5, -3])}
+    record = {name: value.repeat_interleave(3, dim=0) for name, value in prompt.items()} | {"action": torch.randn(6, 4)}
+    logprobs, mask = torch.randn(6, 4), torch.ones(6, 4, dtype=torch.bool)
+    layout = RecordLayout.of([(record, logprobs)], ("pixels", "prompt_id", "sentence"))
+    rows = record_rows(layout, record, logprobs, mask, 0, 3)
+    kept = [entry["prompt"] for entry in rows.payload]
+    assert kept[0] is kept[1] is kept[2]
+    assert kept[3] is kept[5] is not kept[0]
+    assert 2 * kept[0].nbytes < record["pixels"].nbytes
+    order = [4, 0, 5, 1]
+    joined = joined_record([rows.payload[i] for i in order])
+    assert joined.keys() == record.keys()
+    assert all(torch.equal(value, record[name][order]) for name, value in joined.items())
+    one = record_rows(layout, {name: value[::3] for name, value in record.items()}, logprobs[::3], mask[::3], 0)
+    assert torch.equal(joined_record(one.payload)["pixels"], prompt["pixels"])
 
 
 @pytest.mark.parametrize(

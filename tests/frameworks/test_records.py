@@ -29,7 +29,10 @@ def record(rows: int, width: int, seed: int = 0) -> dict[str, Tensor]:
 def test_records_come_back_after_being_stacked_shuffled_and_rounded(rows: int, widths: list[int], seed: int) -> None:
     records = [record(rows, width, seed + i) for i, width in enumerate(widths)]
     layout = RecordLayout.of([(r, torch.zeros(rows, w)) for r, w in zip(records, widths, strict=True)])
-    assert RecordLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+    prompt = RecordLayout.of([(records[0], torch.zeros(rows, widths[0]))], ("one", "id", "other"))
+    assert prompt.prompt == ("one", "id")
+    for made in (layout, prompt):
+        assert RecordLayout.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     packed = [layout.pack(r) for r in records]
     assert not any(value.is_floating_point() for part in packed for value in part.values())
     whole = {key: torch.stack([part[key] for part in packed]).flatten(0, 1) for key in packed[0]}

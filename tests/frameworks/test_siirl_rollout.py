@@ -66,6 +66,14 @@ def rollout(head: str, kind: Any = Toy, rows: int = 4, worlds: int = 2, **option
     )
 
 
+def test_a_model_that_shares_what_samples_do_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = VLAConfig.from_dict({"framework": "siirl", "algorithm": {"name": "ppo"}})
+    model = create_model("small_gaussian", horizon=HORIZON)
+    monkeypatch.setattr(type(model), "prompt_keys", ("temperature", "raw_action"))
+    with pytest.raises(NotImplementedByModel, match=r"SmallGaussian\.prompt_keys names \['raw_action'\], which differ"):
+        lay_out(config, model, Toy.make_env)
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", [GoldenNavSim, Toy])
 def test_episodes_come_back_in_order_and_their_records_replay(head: str, kind: Any) -> None:

@@ -28,6 +28,7 @@ def model() -> TinyVLA:
 def test_it_replays_and_trains_around_what_is_frozen(model: TinyVLA) -> None:
     drawn = draw(model, some_inputs(4), num_samples=2)
     assert drawn.record["sentence"].shape == (8, 384)
+    assert all(torch.equal(drawn.record[name][::2], drawn.record[name][1::2]) for name in model.prompt_keys)
     out = model.evaluate_actions(drawn.record, values=True)
     torch.testing.assert_close(out["logprobs"], drawn.logprobs, atol=1e-5, rtol=0)
     before = [p.clone() for p in model.image._frozen[0].parameters()]  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ def test_unchanged_weights_give_ratio_one(family: str, head: str) -> None:
     for options in ({}, {"temperature": 0.6}, *([{"temperature": 1.5, "top_p": 0.7}] if head == "tokens" else [])):
         drawn = draw(model, some_inputs(3), num_samples=2, **options)
         assert drawn.waypoints.shape == (6, 8, 3)
+        assert all(torch.equal(drawn.record[name][::2], drawn.record[name][1::2]) for name in model.prompt_keys)
         assert drawn.valid is not None
         assert drawn.valid.all()
         again = model.evaluate_actions(drawn.record, values=True)

@@ -54,6 +54,9 @@ def test_the_default_size_is_that_of_the_quick_start() -> None:
 def test_unchanged_weights_give_ratio_one(model: TinyVLA, options: dict[str, float], samples: int) -> None:
     drawn = draw(model, some_inputs(6), num_samples=samples, **options)
     assert drawn.waypoints.shape == (6 * samples, 8, 3)
+    of_input = {name: drawn.record[name].unflatten(0, (6, samples)) for name in model.prompt_keys if name in drawn.record}
+    assert len(of_input) == 5
+    assert all(torch.equal(value, value[:, :1].expand_as(value)) for value in of_input.values())
     again = model.evaluate_actions(drawn.record, values=True)
     assert again["logprobs"].dtype == torch.float32
     assert again["logprobs"].shape == again["mask"].shape == (6 * samples, 8)

@@ -63,14 +63,26 @@ def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]
             mask = _check_replay(config, model, prediction.record, prediction.logprobs)
             masked = masked or not bool(mask.all())
             samples.append((prediction.record, prediction.logprobs))
+        _check_prompt(model, VLAInput.batch(observation)[0], generator)
         return Layout(
             ObservationLayout.of(env.single_observation_space),
-            RecordLayout.of(samples),
+            RecordLayout.of(samples, model.prompt_keys),
             int(getattr(env, "max_decisions", 1)),
             masked or len({logprobs.shape[1:] for _, logprobs in samples}) > 1,
         )
     finally:
         env.close()
+
+
+def _check_prompt(model: VLAInterface, given: VLAInput, generator: torch.Generator) -> None:
+    """Refuse a model whose ``prompt_keys`` differ from sample to sample of one input."""
+    if not model.prompt_keys:
+        return
+    record = model.predict([given], num_samples=2, generator=generator).record or {}
+    if wrong := [name for name in model.prompt_keys if name in record and not torch.equal(*record[name])]:
+        raise NotImplementedByModel(
+            f"{type(model).__name__}.prompt_keys names {wrong}, which differ between two samples of one input; leave them out"
+        )
 
 
 def _check_replay(config: VLAConfig, model: VLAInterface, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:

@@ -40,11 +40,14 @@ class RecordLayout:
     """tensor -> shape of one row."""
     parts: int
     """Log-probabilities of one decision."""
+    prompt: tuple[str, ...] = ()
+    """Tensors that all samples of an input share."""
 
     @classmethod
-    def of(cls, samples: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> Self:
+    def of(cls, samples: Sequence[tuple[Mapping[str, Tensor], Tensor]], prompt: Sequence[str] = ()) -> Self:
         """Layout with room for records like these (record, log-probabilities).
 
+        prompt: ``VLAInterface.prompt_keys``; a name that the records do not have is ignored.
         Dimensions that are the same in all samples stay as they are; where they differ, as much room again is added as they
         differ by.
         """
@@ -56,22 +59,39 @@ class RecordLayout:
         return cls(
             {name: _room([tuple(record[name].shape[1:]) for record, _ in samples], name) for name in names},
             _room([(logprobs[0].numel(),) for _, logprobs in samples], "logprobs")[0],
+            tuple(name for name in names if name in prompt),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; ``from_dict`` reads it."""
-        return {"sizes": {name: list(size) for name, size in self.sizes.items()}, "parts": self.parts}
+        sizes = {name: list(size) for name, size in self.sizes.items()}
+        return {"sizes": sizes, "parts": self.parts, "prompt": list(self.prompt)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """What ``to_dict`` wrote."""
-        return cls({name: tuple(int(n) for n in size) for name, size in data["sizes"].items()}, int(data["parts"]))
+        sizes = {name: tuple(int(n) for n in size) for name, size in data["sizes"].items()}
+        return cls(sizes, int(data["parts"]), tuple(data["prompt"]))
 
     def pack(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The record [B rows] in fixed shapes, integers only, on the CPU."""
+        self._check_keys(record)
+        return self._pack(record)
+
+    def pack_apart(self, record: Mapping[str, Tensor], samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``pack`` in two: what each row [B] has of its own, and what the ``samples`` rows of an input share, [B / samples]."""
+        self._check_keys(record)
+        own = {name: value for name, value in record.items() if name not in self.prompt}
+        # copies: a single row that was cut out counts as contiguous to torch, with strides that it cannot view otherwise
+        prompt = {name: record[name][::samples].clone(memory_format=torch.contiguous_format) for name in self.prompt}
+        return self._pack(own), self._pack(prompt)
+
+    def _check_keys(self, record: Mapping[str, Tensor]) -> None:
         if record.keys() != self.sizes.keys():
             differing = sorted(record.keys() ^ self.sizes.keys())
             raise NotImplementedByModel(f"the model's record has changed its keys: {differing}")
+
+    def _pack(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         packed: dict[str, Tensor] = {}
         for name, value in record.items():
             kind = str(value.dtype).removeprefix("torch.")

@@ -62,6 +62,8 @@ class HFVLM(VLAForDriving):
         base_folder: where a checkpoint keeps the base model's files (``from_pretrained`` passes it).
     """
 
+    prompt_keys = ("pixel_values", "input_ids", "attention_mask", "speed")
+
     def __init__(
         self,
         model_path: str | Path | None = None,

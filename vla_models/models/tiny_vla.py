@@ -49,6 +49,8 @@ class TinyVLA(TinyPrompt):
     language_model: {"base_model": "minilm"} also reads the instruction with a frozen sentence encoder (``models.frozen``).
     """
 
+    prompt_keys = (*PROMPT, "prompt_id")
+
     def __init__(
         self,
         dim: int = 128,

@@ -71,20 +71,28 @@ class Threads:
 
         Cancelling this takes the job back if it has not begun. One that has begun goes on to its end.
         """
-        waiting = asyncio.wrap_future(job.future)
+        waiting, late = asyncio.wrap_future(job.future), False
+        loop = asyncio.get_running_loop()
+        watch: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal watch, late
+            left = limit if job.started is None else job.started + limit - time.monotonic()
+            if left > 0:
+                watch = loop.call_later(left, look)
+            else:
+                late = waiting.cancel()
+
+        watch = loop.call_later(limit, look)
         try:
-            while True:
-                left = limit if job.started is None else max(0.0, job.started + limit - time.monotonic())
-                done, _ = await asyncio.wait({waiting}, timeout=left)
-                if done:
-                    return waiting.result()
-                if job.started is not None and time.monotonic() - job.started >= limit:
-                    self._replace(job)
-                    waiting.cancel()
-                    raise EpisodeTimeout(f"a call into the environment has not ended after {limit:g} s and was given up")
-        except asyncio.CancelledError:
-            waiting.cancel()  # takes the job back, too, unless it runs
-            raise
+            return await waiting
+        except asyncio.CancelledError:  # takes the job back, too, unless it runs
+            if not late:
+                raise
+        finally:
+            watch.cancel()
+        self._replace(job)
+        raise EpisodeTimeout(f"a call into the environment has not ended after {limit:g} s and was given up")
 
     def close(self) -> None:
         """End the threads when they have done what was asked for."""

@@ -51,6 +51,8 @@ class Sampled:
     """[B, …] what ``evaluate_actions`` replays."""
     version: int
     """Of the weights that decided."""
+    samples: int
+    """Rows of an input, side by side."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,6 @@ class Decision:
 
     plans: npt.NDArray[np.float32]
     """[B, T, 3]; NaN where the answer was no plan."""
-    version: int
-    """Of the weights that decided."""
     sampled: Sampled | None
     """What was sampled for this request and those that it was decided together with; None where nothing was sampled."""
     place: slice
@@ -206,7 +206,7 @@ class Decider:
             if prediction.valid is not None:
                 plans = np.where(np.asarray(prediction.valid)[:, None, None], plans, np.float32(np.nan))
             if sampling.deterministic:
-                return Decision(plans, self.version, None, slice(None))
+                return Decision(plans, None, slice(None))
             if prediction.record is None or prediction.logprobs is None:
                 raise NotImplementedByModel(
                     f"{type(self.model).__name__} cannot be trained: its predict returns no record and logprobs "
@@ -214,8 +214,8 @@ class Decider:
                 )
             logprobs = prediction.logprobs.detach().float().flatten(1).cpu()
             record = {name: value.detach() for name, value in prediction.record.items()}
-            sampled = Sampled(logprobs, self._mask(record, logprobs), record, self.version)
-            return Decision(plans, self.version, sampled, slice(None))
+            sampled = Sampled(logprobs, self._mask(record, logprobs), record, self.version, sampling.samples)
+            return Decision(plans, sampled, slice(None))
 
     def _mask(self, record: Mapping[str, Tensor], logprobs: Tensor) -> Tensor:
         """Which parts count: only ``evaluate_actions`` says it. It is asked no longer when of the first ``WHOLE`` decisions

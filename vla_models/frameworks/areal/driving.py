@@ -50,13 +50,13 @@ class Group:
         """
         if not self.learnable:
             return None
-        returns, valid = (torch.from_numpy(np.asarray(self.totals[name])) for name in ("return", "valid"))
-        advantages = group_advantages(returns[None], valid[None].bool(), normalize=normalize)[0]
-        rows, episode = join(self.decisions), torch.from_numpy(np.concatenate(self.episodes))
+        returns, valid = np.asarray(self.totals["return"]), np.asarray(self.totals["valid"], dtype=bool)
+        advantages = group_advantages(torch.from_numpy(returns)[None], torch.from_numpy(valid)[None], normalize=normalize)[0]
+        rows, episode = join(self.decisions), np.concatenate(self.episodes)
         if not valid.all():
-            kept = valid[episode].nonzero()[:, 0]
-            rows, episode = rows[kept], episode[kept]
-        return trajectory(rows, advantages[episode])
+            kept = np.flatnonzero(valid[episode])
+            rows, episode = rows[torch.from_numpy(kept)], episode[kept]
+        return trajectory(rows, advantages[torch.from_numpy(episode)])
 
     def means(self) -> dict[str, float]:
         """Means over the valid episodes, and counts of the others, for the log."""

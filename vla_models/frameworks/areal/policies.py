@@ -34,6 +34,6 @@ class RecordPolicy:
     def _rows(self, sampled: Sampled) -> Rows:
         """All that was sampled together, packed once for the groups that asked together."""
         if self._packed is None or self._packed[0] is not sampled:
-            rows = record_rows(self.layout, sampled.record, sampled.logprobs, sampled.mask, sampled.version)
+            rows = record_rows(self.layout, sampled.record, sampled.logprobs, sampled.mask, sampled.version, sampled.samples)
             self._packed = sampled, rows
         return self._packed[1]

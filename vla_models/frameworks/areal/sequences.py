@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -28,8 +29,8 @@ from vla_models.frameworks.records import RecordLayout, from_words, to_words, un
 
 PAYLOAD: Final = "multi_modal_input"
 """The key whose entries go with their sequences."""
-_WORDS, _FORM = "words", "form"
-"""Of a record in there, see ``records.to_words``: one tensor, because AReaL copies each of them many times."""
+_RECORD, _PROMPT = "record", "prompt"
+"""In there, as words (``records.to_words``): what a decision has of its own, and what all decisions of its input share."""
 
 
 @dataclass(frozen=True)
@@ -87,45 +88,65 @@ def join(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def record_rows(layout: RecordLayout, record: Mapping[str, Tensor], logprobs: Tensor, mask: Tensor, version: int) -> Rows:
+def record_rows(
+    layout: RecordLayout, record: Mapping[str, Tensor], logprobs: Tensor, mask: Tensor, version: int, samples: int = 1
+) -> Rows:
     """B decisions of the record route.
 
-    record: [B, …]; logprobs float32 [B, P]; mask bool [B, P]; version: of the weights that decided.
+    record: [B, …]; logprobs float32 [B, P]; mask bool [B, P]; version: of the weights that decided; samples: how many decisions
+    side by side are of one input. What these share (``layout.prompt``) is there once, and each of them refers to it.
     """
-    words, form = to_words(layout.pack(record))
+    own, prompt = layout.pack_apart(record, samples)
+    shared = {"pixel_values": torch.zeros(0)}
+    prompts = [shared | entry for entry in _entries(prompt, _PROMPT)] if prompt else [shared] * (len(logprobs) // samples)
+    payload = [prompts[i // samples] | entry for i, entry in enumerate(_entries(own, _RECORD))]
     counts = pad(mask, (1, 0), value=False)
-    nothing = torch.zeros(0)
     return Rows(
         ids=torch.zeros(counts.shape, dtype=torch.int64),
         logprobs=pad(logprobs, (1, 0)).where(counts, torch.zeros(())),
         counts=counts,
         versions=torch.where(counts, version, -1).to(torch.int32),
-        # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
-        payload=[{"pixel_values": nothing, _WORDS: own.clone(), _FORM: form} for own in words[:, None].unbind()],
+        payload=payload,
         extra={},
     )
 
 
+def _entries(packed: Mapping[str, Tensor], name: str) -> list[dict[str, Tensor]]:
+    """Each row of a packed record, as one tensor and its form: AReaL copies every tensor many times."""
+    words, form = to_words(packed)
+    # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
+    return [{name: row.clone(), f"{name}_form": form} for row in words[:, None].unbind()]
+
+
 def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The record [b, …] that the payloads of b decisions hold."""
-    form = payload[0][_FORM]
-    if not all(entry[_FORM] is form or torch.equal(entry[_FORM], form) for entry in payload):
+    record = _joined(payload, _RECORD)
+    if _PROMPT in payload[0]:
+        record |= _joined(payload, _PROMPT)
+    return record
+
+
+def _joined(payload: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
+    form = payload[0][f"{name}_form"]
+    if not all(entry[f"{name}_form"] is form or torch.equal(entry[f"{name}_form"], form) for entry in payload):
         raise VLAModelsError("the decisions of a batch hold records of different forms; a record's types must not change")
-    return unpack(from_words(torch.cat([entry[_WORDS] for entry in payload]), form))
+    return unpack(from_words(torch.cat([entry[name] for entry in payload]), form))
 
 
 def trajectory(rows: Rows, rewards: Tensor) -> dict[str, Any]:
     """AReaL's dict for one rollout: ``rows`` with a reward (float32 [B]) each. ``check`` says what it holds."""
     if not len(rows) or len(rows) != len(rewards):
         raise VLAModelsError(f"a trajectory needs a reward for each of its decisions: {len(rows)} and {len(rewards)}")
-    numbers = torch.arange(rows.counts.shape[1])
-    ends = torch.where(rows.counts, numbers + 1, 0).amax(dim=1)
-    ends = torch.where(ends > 0, ends, len(numbers))  # the prompt's slots are not cut off where nothing counts
+    counts = rows.counts.numpy()  # in NumPy, because a torch call costs more than these few numbers
+    slots = np.arange(1, counts.shape[1] + 1)
+    ends = np.where(counts, slots, 0).max(axis=1)
+    ends[ends == 0] = len(slots)  # the prompt's slots are not cut off where nothing counts
     width = int(ends.max())
-    there = numbers[:width] < ends[:, None]
+    covered = slots[:width] <= ends[:, None]
+    there, whole = torch.from_numpy(covered), bool(covered.all())
 
     def cut(values: Tensor, fill: int = 0) -> Tensor:
-        return values[:, :width].masked_fill(~there, fill)
+        return values[:, :width] if whole else values[:, :width].masked_fill(~there, fill)
 
     made = {
         "input_ids": cut(rows.ids),
@@ -160,14 +181,14 @@ def check(made: Mapping[str, Any]) -> None:
                 f"trajectory: {name} has shape {list(value.shape)}, and AReaL would not cut it into minibatches with its "
                 f"sequences {list(shape)}, without a word; put it into {PAYLOAD}, one entry a sequence"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not np.isfinite(value.numpy()).all():
             raise VLAModelsError(f"trajectory: {name} is not finite")
     if made["rewards"].shape != shape[:1]:
         raise VLAModelsError(f"trajectory: rewards have shape {list(made['rewards'].shape)}, not one a sequence")
-    counts, there = made["loss_mask"].bool(), made["attention_mask"].bool()
-    if bool((counts & ~there).any()) or bool(counts[:, 0].any()):
+    counts, there = (made[name].numpy().astype(bool) for name in ("loss_mask", "attention_mask"))
+    if (counts & ~there).any() or counts[:, 0].any():
         raise VLAModelsError("trajectory: loss_mask counts slots that attention_mask leaves out, or a first slot")
-    if bool((counts & (made["versions"] < 0)).any()):
+    if (counts & (made["versions"].numpy() < 0)).any():
         raise VLAModelsError("trajectory: a part that counts has no weight version")
 
 
