@@ -47,14 +47,14 @@ def group_advantages(rewards: Tensor, valid: Tensor, *, normalize: bool = True) 
     Means and deviations run over the valid decisions only. Invalid decisions, groups with fewer than two valid ones, and groups
     whose rewards are all equal get 0: they say nothing about which plan is better.
     """
-    rewards = torch.where(valid, rewards, torch.zeros_like(rewards))
+    rewards = torch.where(valid, rewards, 0.0)
     count = valid.sum(dim=1, keepdim=True)
     mean = rewards.sum(dim=1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(valid & (count > 1), rewards - mean, torch.zeros_like(rewards))
+    centred = torch.where(valid & (count > 1), rewards - mean, 0.0)
     if not normalize:
         return centred
     std = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(std > GROUP_EPS, centred / (std + GROUP_EPS), torch.zeros_like(centred))
+    return torch.where(std > GROUP_EPS, centred / (std + GROUP_EPS), 0.0)
 
 
 def value_advantages(rewards: Tensor, values: Tensor, valid: Tensor, *, normalize: bool = True) -> Tensor:

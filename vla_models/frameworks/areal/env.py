@@ -58,7 +58,7 @@ TOOLS: list[dict[str, Any]] = [
     },
 ]
 """What ``list_tools`` returns, as JSON schemas."""
-
+_PARAMETERS: Final = {tool["name"]: tool["parameters"] for tool in TOOLS}
 
 MAKING_SECONDS: Final = 1800.0
 """How long an environment may take to be made: its scenes may have to be built."""
@@ -200,11 +200,10 @@ class AReaLEnvAdapter:
         """
         if self._episodes is None:
             raise VLAModelsError("the episode has not begun, or is closed; await ainitialize() first")
-        known = {tool["name"]: tool["parameters"] for tool in TOOLS}
         given = dict(tool_args or {})
-        if tool_name not in known:
-            raise SceneError(f"there is no tool {tool_name!r}; {did_you_mean(tool_name, known)}")
-        asked = known[tool_name]
+        if tool_name not in _PARAMETERS:
+            raise SceneError(f"there is no tool {tool_name!r}; {did_you_mean(tool_name, _PARAMETERS)}")
+        asked = _PARAMETERS[tool_name]
         if wrong := sorted(given.keys() ^ set(asked.get("required", []))):
             raise SceneError(
                 f"tool {tool_name!r} takes {sorted(asked['properties']) or 'nothing'}; missing or unknown: {wrong}"

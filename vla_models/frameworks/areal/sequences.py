@@ -115,7 +115,7 @@ def _entries(packed: Mapping[str, Tensor], name: str) -> list[dict[str, Tensor]]
     """Each row of a packed record, as one tensor and its form: AReaL copies every tensor many times."""
     words, form = to_words(packed)
     # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
-    return [{name: row.clone(), f"{name}_form": form} for row in words[:, None].unbind()]
+    return [{name: row, f"{name}_form": form} for row in torch.unbind_copy(words[:, None])]
 
 
 def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ def trajectory(rows: Rows, rewards: Tensor) -> dict[str, Any]:
         "logprobs": cut(rows.logprobs),
         "versions": cut(rows.versions, -1),
         "rewards": rewards.float(),
-        PAYLOAD: [dict(entry) for entry in rows.payload],
+        PAYLOAD: list(rows.payload),
         **{name: cut(value) for name, value in rows.extra.items()},
     }
     check(made)
