@@ -115,7 +115,7 @@ def _entries(packed: Mapping[str, Tensor], name: str) -> list[dict[str, Tensor]]
     """Each row of a packed record, as one tensor and its form: AReaL copies every tensor many times."""
     words, form = to_words(packed)
     # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
-    return [{name: row, f"{name}_form": form} for row in torch.unbind_copy(words[:, None])]
+    return [{name: row, f"{name}_form": form} for row in map(torch.clone, words[:, None].unbind())]
 
 
 def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
