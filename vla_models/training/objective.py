@@ -47,14 +47,15 @@ def group_advantages(rewards: Tensor, valid: Tensor, *, normalize: bool = True) 
     Means and deviations run over the valid decisions only. Invalid decisions, groups with fewer than two valid ones, and groups
     whose rewards are all equal get 0: they say nothing about which plan is better.
     """
-    rewards = torch.where(valid, rewards, 0.0)
-    count = valid.sum(dim=1, keepdim=True)
-    mean = rewards.sum(dim=1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(valid & (count > 1), rewards - mean, 0.0)
-    if not normalize:
-        return centred
-    std = (centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(std > GROUP_EPS, centred / (std + GROUP_EPS), 0.0)
+    counted, zero = valid.cpu().numpy(), np.float32(0.0)  # in NumPy, because a torch call costs more than so few numbers
+    earned = np.where(counted, rewards.cpu().numpy(), zero)
+    count = counted.sum(axis=1, keepdims=True, dtype=np.float32)
+    mean = earned.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    centred = np.where(counted & (count > 1), earned - mean, zero)
+    if normalize:
+        std = np.sqrt(np.square(centred).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1))
+        centred = np.where(std > GROUP_EPS, centred / (std + np.float32(GROUP_EPS)), zero)
+    return torch.from_numpy(centred).to(rewards)
 
 
 def value_advantages(rewards: Tensor, values: Tensor, valid: Tensor, *, normalize: bool = True) -> Tensor:

@@ -56,7 +56,7 @@ class Group:
         if not valid.all():
             kept = np.flatnonzero(valid[episode])
             rows, episode = rows[torch.from_numpy(kept)], episode[kept]
-        return trajectory(rows, advantages[torch.from_numpy(episode)])
+        return trajectory(rows, torch.from_numpy(advantages.numpy()[episode]))
 
     def means(self) -> dict[str, float]:
         """Means over the valid episodes, and counts of the others, for the log."""

@@ -99,7 +99,7 @@ def record_rows(
     own, prompt = layout.pack_apart(record, samples)
     shared = {"pixel_values": torch.zeros(0)}
     prompts = [shared | entry for entry in _entries(prompt, _PROMPT)] if prompt else [shared] * (len(logprobs) // samples)
-    payload = [prompts[i // samples] | entry for i, entry in enumerate(_entries(own, _RECORD))]
+    payload = [prompts[i // samples] | entry for i, entry in enumerate(_entries(own, _RECORD, samples))]
     counts = pad(mask, (1, 0), value=False)
     return Rows(
         ids=torch.zeros(counts.shape, dtype=torch.int64),
@@ -111,11 +111,14 @@ def record_rows(
     )
 
 
-def _entries(packed: Mapping[str, Tensor], name: str) -> list[dict[str, Tensor]]:
-    """Each row of a packed record, as one tensor and its form: AReaL copies every tensor many times."""
+def _entries(packed: Mapping[str, Tensor], name: str, together: int = 1) -> list[dict[str, Tensor]]:
+    """Each row of a packed record, as one tensor and its form: AReaL copies every tensor many times.
+
+    So many rows are ``together`` in memory, and not all of them: what AReaL keeps or sends of one holds those with it.
+    """
     words, form = to_words(packed)
-    # copies: what AReaL keeps or sends of one decision must not hold all that were decided with it
-    return [{name: row, f"{name}_form": form} for row in map(torch.clone, words[:, None].unbind())]
+    parts = [part.clone() for part in torch.split(words[:, None], together)]
+    return [{name: row, f"{name}_form": form} for part in parts for row in part.unbind()]
 
 
 def joined_record(payload: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -146,12 +149,12 @@ def trajectory(rows: Rows, rewards: Tensor) -> dict[str, Any]:
     there, whole = torch.from_numpy(covered), bool(covered.all())
 
     def cut(values: Tensor, fill: int = 0) -> Tensor:
-        return values[:, :width] if whole else values[:, :width].masked_fill(~there, fill)
+        return values if whole and width == len(slots) else values[:, :width].masked_fill(~there, fill)
 
     made = {
         "input_ids": cut(rows.ids),
         "attention_mask": there,
-        "loss_mask": cut(rows.counts).to(torch.int32),
+        "loss_mask": torch.from_numpy((counts[:, :width] & covered).astype(np.int32)),
         "logprobs": cut(rows.logprobs),
         "versions": cut(rows.versions, -1),
         "rewards": rewards.float(),
