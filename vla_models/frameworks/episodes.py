@@ -69,6 +69,7 @@ class Episodes:
         self._scenes: list[str] = [""] * env.num_envs
         self._observation: Mapping[str, Any] = {}
         self._failed: Row = np.zeros(env.num_envs, dtype=np.bool_)
+        self._terms: tuple[str, ...] | None = None
         self._counted: tuple[str, ...] = ()
         self._measured: tuple[str, ...] = ()
         self._sums = self._metrics = np.zeros((0, env.num_envs), dtype=np.float32)  # a row for each of these names
@@ -135,17 +136,17 @@ class Episodes:
         self, running: Row, failed: Row, rewards: npt.NDArray[np.float32], unplanned: Row, info: Mapping[str, Any]
     ) -> None:
         self._failed = self._failed | failed
-        counted = ("return", "decisions", "invalid_answers", *(f"term/{name}" for name in info["terms"]))
-        measured = tuple(info["metrics"])
-        if not self._counted:
-            self._counted, self._measured = counted, measured
-            self._sums, self._metrics = (np.zeros((len(names), len(running)), np.float32) for names in (counted, measured))
-        if (counted, measured) != (self._counted, self._measured):
+        terms, measured = tuple(info["terms"]), tuple(info["metrics"])
+        if self._terms is None:
+            self._terms, self._measured = terms, measured
+            self._counted = ("return", "decisions", "invalid_answers", *(f"term/{name}" for name in terms))
+            self._sums, self._metrics = (np.zeros((len(n), len(running)), np.float32) for n in (self._counted, measured))
+        if (terms, measured) != (self._terms, self._measured):
             raise SceneError("the environment has changed the names of its terms or metrics from one step to another")
-        added = np.stack([rewards, running, unplanned, *info["terms"].values()], dtype=np.float32, casting="unsafe")
+        added = np.array([rewards, running, unplanned, *info["terms"].values()], dtype=np.float32)
         self._sums += np.where(running, added, np.float32(0.0))
         if measured:
-            latest = np.stack([*info["metrics"].values()], dtype=np.float32, casting="unsafe")
+            latest = np.array([*info["metrics"].values()], dtype=np.float32)
             self._metrics = np.where(running, latest, self._metrics)
 
     def _totals(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -79,8 +79,8 @@ _MOVING, _WALKER = float(Phase.MOVING), float(Kind.WALKER)
 @numba.njit(cache=True)
 def expect(env, actors, awake, flows, scenarios, points, offsets, places, slots, speeds):  # type: ignore[no-untyped-def]
     """Fill ``places`` [A + F, STEPS + 1, 3]: poses (x, y, heading) of everybody awake now and after each step, and of the next
-    one of each flow, who comes from further away than this world reaches; ``slots`` with their rows in ``actors``, ``speeds``
-    with what they drive now."""
+    one of each flow, who comes from further away than this world reaches (``NOWHERE`` is x before one comes and after one has
+    left; the ego's own row is left as it is); ``slots`` with their rows in ``actors``, ``speeds`` with what they drive now."""
     count = int(env[E_AWAKE])
     for f in range(len(places) - count):
         _newcomer(actors, flows[f], scenarios, points, offsets, places[count + f])
@@ -90,7 +90,7 @@ def expect(env, actors, awake, flows, scenarios, points, offsets, places, slots,
     for a in range(1, count):
         me = actors[awake[a]].copy()
         if me[PRESENT] == 0.0 or me[SOLID] == 0.0:
-            places[a, :, 0] = NOWHERE
+            places[a, :, 0], places[a, :, 1:] = NOWHERE, 0.0
             continue
         if me[PHASE] != _MOVING or me[PATH] < 0.0:
             places[a, :, 0], places[a, :, 1], places[a, :, 2] = me[AX], me[AY], me[AH]
@@ -110,7 +110,7 @@ def expect(env, actors, awake, flows, scenarios, points, offsets, places, slots,
             side = min(SIDE_SPEED, 0.25 * v) * STEP
             me[AD] += min(max(me[AD_TO] - me[AD], -side), side)
             if me[AS] >= len(path) - 1.0 and me[AT_END] > 0.0:
-                places[a, k + 1 :, 0] = NOWHERE
+                places[a, k + 1 :, 0], places[a, k + 1 :, 1], places[a, k + 1 :, 2] = NOWHERE, me[AY], me[AH]
                 break
             place(me, path)
 
@@ -118,15 +118,17 @@ def expect(env, actors, awake, flows, scenarios, points, offsets, places, slots,
 @numba.njit(cache=True)
 def _newcomer(actors, flow, scenarios, points, offsets, places):  # type: ignore[no-untyped-def]
     """Fill ``places`` [STEPS + 1, 3] with where the next actor of a flow will be."""
-    places[:, 0] = NOWHERE
+    places[:, 0], places[:, 1:] = NOWHERE, 0.0
     last = int(flow[F_LAST])
     if flow[F_STATE] != 2.0 or scenarios[int(flow[F_SCENARIO]), STATE] != 1.0 or last < 0 or actors[last, PHASE] != _MOVING:
         return
     path = points[offsets[int(flow[F_PATH])] : offsets[int(flow[F_PATH]) + 1]]
     for k in range(STEPS + 1):
         s = actors[last, AS] - flow[F_NEXT] + k * STEP * flow[F_SPEED]
+        at = min(max(int(s), 0), len(path) - 1)
+        places[k, 1], places[k, 2] = path[at, Y], path[at, HEADING]
         if 0.0 <= s < len(path) - 1.0:
-            places[k, 0], places[k, 1], places[k, 2] = path[int(s), X], path[int(s), Y], path[int(s), HEADING]
+            places[k, 0] = path[at, X]
 
 
 @numba.njit(cache=True)

@@ -71,24 +71,34 @@ class Threads:
 
         Cancelling this takes the job back if it has not begun. One that has begun goes on to its end.
         """
-        waiting, late = asyncio.wrap_future(job.future), False
         loop = asyncio.get_running_loop()
+        in_time: asyncio.Future[bool] = loop.create_future()
         watch: asyncio.TimerHandle
 
+        def say(ended: bool) -> None:
+            if not in_time.done():
+                in_time.set_result(ended)
+
+        def tell(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
+                loop.call_soon_threadsafe(say, True)
+
         def look() -> None:
-            nonlocal watch, late
+            nonlocal watch
             left = limit if job.started is None else job.started + limit - time.monotonic()
             if left > 0:
                 watch = loop.call_later(left, look)
             else:
-                late = waiting.cancel()
+                say(False)
 
         watch = loop.call_later(limit, look)
+        job.future.add_done_callback(tell)
         try:
-            return await waiting
-        except asyncio.CancelledError:  # takes the job back, too, unless it runs
-            if not late:
-                raise
+            if await in_time:
+                return job.future.result()
+        except asyncio.CancelledError:
+            job.future.cancel()  # takes the job back, unless it runs
+            raise
         finally:
             watch.cancel()
         self._replace(job)
