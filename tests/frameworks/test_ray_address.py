@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vla_models.frameworks import ray_head as heads
 from vla_models.frameworks.ray_head import RayError, ray_head
 
 
@@ -21,6 +23,21 @@ def test_a_given_cluster_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with ray_head() as address:
         assert address == "10.0.0.1:6379"
     assert os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
+
+
+def test_a_head_of_ones_own_asks_for_no_token_unless_told_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    monkeypatch.setattr(heads, "_start", lambda environment: heads._Head(ended, "127.0.0.1:1", tmp_path))
+    for told, meanwhile in ((None, "disabled"), ("token", "token")):
+        if told is None:
+            monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+        else:
+            monkeypatch.setenv("RAY_AUTH_MODE", told)
+        with ray_head():
+            assert os.environ["RAY_AUTH_MODE"] == meanwhile
+        assert os.environ.get("RAY_AUTH_MODE") == told
+        assert "RAY_ADDRESS" not in os.environ
 
 
 def test_a_head_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

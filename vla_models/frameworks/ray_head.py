@@ -36,6 +36,9 @@ STOP_SECONDS: Final = 15.0
 _NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false", "RAY_prestart_worker_first_driver": "false"}
 """Ray starts a worker for each CPU ahead of time, and again for the first driver. Frameworks' actors have an environment of
 their own and cannot use these; each would import torch."""
+_AUTH_MODE: Final = "RAY_AUTH_MODE"
+"""Where it is unset, a head of Ray 2.60 asks for a token once ``~/.ray/auth_token`` exists (``ray.init`` without a cluster writes
+one), and refuses the run's own driver, which sends none."""
 _PR_SET_PDEATHSIG: Final = 1
 """From linux/prctl.h."""
 _STORE_BYTES: Final = 2 * 2**30
@@ -60,17 +63,26 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         log.info("using the Ray cluster at RAY_ADDRESS=%s", given)
         yield given
         return
-    head = _start(environment or {})
+    mode = os.environ.get(_AUTH_MODE)
+    os.environ.setdefault(_AUTH_MODE, "disabled")
     try:
-        os.environ["RAY_ADDRESS"] = head.address
-        log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
-        yield head.address
+        head = _start(environment or {})
+        try:
+            os.environ["RAY_ADDRESS"] = head.address
+            log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
+            yield head.address
+        finally:
+            _restore("RAY_ADDRESS", given)
+            _stop(head)
     finally:
-        if given is None:
-            os.environ.pop("RAY_ADDRESS", None)
-        else:
-            os.environ["RAY_ADDRESS"] = given
-        _stop(head)
+        _restore(_AUTH_MODE, mode)
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 @dataclasses.dataclass(frozen=True)

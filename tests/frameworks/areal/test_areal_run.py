@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from golden import visible_scenes
-from runs import changed, weights
 
+from runs import changed, weights
 from vla_models.config import VLAConfig
 from vla_models.errors import CheckpointError, ConfigError, SceneError
 from vla_models.frameworks import get_dry_run, get_launcher, run_folder
@@ -103,6 +103,31 @@ def test_grpo_in_navsim_saves_resumes_and_evaluates(launch: Launch) -> None:
     shutil.rmtree(root / "recover_info")
     with pytest.raises(CheckpointError, match="AReaL would go on after 0 updates, and the last whole checkpoint is that of 1"):
         launch(settings, resume=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["local", "ray"])
+def test_the_model_learns_in_workers_of_areals_schedulers(scheduler: str, tmp_path: Path) -> None:
+    """Single-controller mode: train engine and inference engine in a process each, weights through files. The workers build
+    their scenes themselves, so these are the quick start's own."""
+    few = ["train_towns=[Town01]", "train_scenes=16", "heldout_towns=[Town02]", "heldout_scenes=8"]
+    training = ["steps=2", "scenes_per_step=4", "eval_every=0", "checkpoint_every=1", "threads=1"]
+    overrides = [
+        *(f"environment.{option}" for option in few),
+        *(f"training.{option}" for option in (*training, "imitation.steps=3", "imitation.batch_size=8")),
+        *("framework=areal", "algorithm.group_size=4", f"framework_options.scheduler.type={scheduler}", *WEIGHTED),
+    ]
+    command = [sys.executable, "-m", "vla_models", "train", "configs/navsim_quick.yaml", f"output_dir={tmp_path}", *overrides]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (folder,) = tmp_path.iterdir()
+    learned = [row for row in read_metrics(folder) if row["phase"] == "rl"]
+    assert [row["step"] for row in learned] == [1, 2]
+    assert all(abs(row["ratio"] - 1.0) < 0.2 and row["invalid"] == 0 for row in learned)
+    assert any(row["grad_norm"] > 0 for row in learned)
+    start, last = (weights(folder / "checkpoints" / name) for name in ("imitation", "update-0000002"))
+    assert changed(start, last) > 1e-6
+    VLAForDriving.from_pretrained(folder / "checkpoints" / "model")
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ through AReaL's own engine and an inference server) and the limits of the enviro
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -45,7 +47,9 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
     decoupled = late > 0
     accelerated, devices = devices > 0, max(1, devices)
     # what AReaL's workers need to find this package and the classes that a script registered
-    workers = {name: os.environ[name] for name in (SOURCES, "PYTHONPATH") if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in (SOURCES, "PYTHONPATH") if os.environ.get(name)}
+    server = f"{shlex.quote(sys.executable)} -m areal.infra.rpc.rpc_server"
+    worker = {"cpu": 1, "gpu": int(accelerated), "mem": 4, "env_vars": variables, "cmd": server}
     optimizer = {
         "type": "sgd" if training.optimizer.type == "sgd" else "adam",
         "lr": training.optimizer.lr,
@@ -66,7 +70,7 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
         "dtype": "float32",
         "temperature": algorithm.temperature,
         "weight_update_mode": "disk",
-        "scheduling_spec": [{"cpu": 1, "gpu": int(accelerated), "mem": 4, "env_vars": workers}],
+        "scheduling_spec": [worker],
         "mb_spec": {"n_mbs": 1},
     }
     made: dict[str, Any] = {
@@ -98,7 +102,7 @@ def make(config: VLAConfig, folder: Path, start: Path, tokenizer: Path, devices:
             "max_concurrent_rollouts": training.scenes_per_step * (late + 1),
             "max_head_offpolicyness": late,
             "check_trajectory_format": False,  # sequences.check looks closer
-            "scheduling_spec": [{"cpu": 1, "gpu": int(accelerated), "mem": 4, "env_vars": workers}],
+            "scheduling_spec": [worker],
         },
         "actor": {
             **engine,

@@ -19,6 +19,7 @@ from torch import Tensor
 from vla_models.errors import CheckpointError, ConfigError
 from vla_models.frameworks.areal.native import EXPERIMENT, TRIAL
 from vla_models.frameworks.areal.recording import Recorder
+from vla_models.frameworks.ray_head import ray_head
 
 if TYPE_CHECKING:
     from vla_models.frameworks.run_folder import FrameworkRun
@@ -47,7 +48,7 @@ def run(
             f"{SERVERS}=host:port, or let AReaL start it with framework_options.scheduler.type: local"
         )
     done = record.done()
-    with _environment(controller=config.scheduler.type is not None):
+    with _cluster(config.scheduler.type), _environment(controller=config.scheduler.type is not None):
         from areal.utils import name_resolve
 
         from vla_models.frameworks.areal import trainer as trainers
@@ -67,9 +68,8 @@ def run(
         workflows: list[Any] = [DrivingWorkflow(settings, "train"), DrivingWorkflow(settings, "heldout")]
         arguments: dict[str, Any] = {}
         if config.scheduler.type is not None:  # made by the workers
-            log.warning(
-                "scheduler.type %s: AReaL's single-controller mode was never run with vla_models", config.scheduler.type
-            )
+            if config.scheduler.type == "slurm":
+                log.warning("scheduler.type: slurm was never run with vla_models; local and ray were")
             workflows = [f"{DrivingWorkflow.__module__}.{DrivingWorkflow.__name__}"] * 2
             arguments = {
                 "workflow_kwargs": {"settings": settings, "part": "train"},
@@ -90,6 +90,21 @@ def run(
                 if isinstance(workflow, DrivingWorkflow):
                     workflow.close()
     return recorder.evaluation
+
+
+@contextlib.contextmanager
+def _cluster(scheduler: str | None) -> Iterator[None]:
+    """A Ray head of the run's own, where AReaL's workers are Ray's: left to itself, Ray joins whatever runs on the machine."""
+    if scheduler != "ray":
+        yield
+        return
+    import ray
+
+    with ray_head():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def structured(native: Mapping[str, Any]) -> Any:
