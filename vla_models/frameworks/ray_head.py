@@ -37,8 +37,8 @@ _NO_SPARE_WORKERS: Final = {"RAY_enable_worker_prestart": "false", "RAY_prestart
 """Ray starts a worker for each CPU ahead of time, and again for the first driver. Frameworks' actors have an environment of
 their own and cannot use these; each would import torch."""
 _AUTH_MODE: Final = "RAY_AUTH_MODE"
-"""Where it is unset, a head of Ray 2.60 asks for a token once ``~/.ray/auth_token`` exists (``ray.init`` without a cluster writes
-one), and refuses the run's own driver, which sends none."""
+"""Where it is unset, a head of Ray 2.60 asks for a token once ``~/.ray/auth_token`` exists (``ray.init`` without a cluster
+writes one), and refuses the run's own driver, which sends none."""
 _PR_SET_PDEATHSIG: Final = 1
 """From linux/prctl.h."""
 _STORE_BYTES: Final = 2 * 2**30
