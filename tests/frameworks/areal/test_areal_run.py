@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from golden import visible_scenes
-
 from runs import changed, weights
+
 from vla_models.config import VLAConfig
 from vla_models.errors import CheckpointError, ConfigError, SceneError
 from vla_models.frameworks import get_dry_run, get_launcher, run_folder
