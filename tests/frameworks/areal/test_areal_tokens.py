@@ -272,6 +272,9 @@ def test_the_real_trainer_with_a_server(late: int, tmp_path: Path, monkeypatch: 
     first, last = (VLAForDriving.from_pretrained(folder / "checkpoints" / f"update-{n:07d}") for n in (1, steps))
     weights = last.state_dict()
     assert any(not torch.equal(value, weights[name]) for name, value in first.state_dict().items())
-    assert np.isfinite(rows[-1]["reward_mean"])
+    # ahead of training, the episodes of the last update may all have ended before it
+    rewards = [row["reward_mean"] for row in rows if "reward_mean" in row]
+    assert rewards
+    assert np.isfinite(rewards).all()
     assert (folder / "report.html").is_file()
     assert last.head is None  # it writes its plans, as before
