@@ -52,7 +52,8 @@ def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]
         model.eval()
         samples, masked = [], False
         generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
-        for row in VLAInput.batch(observation):
+        inputs = VLAInput.batch(observation)
+        for row in inputs:
             prediction = model.predict(
                 [row], temperature=config.algorithm.temperature, top_p=config.algorithm.top_p, generator=generator
             )
@@ -63,7 +64,7 @@ def lay_out(config: VLAConfig, model: VLAInterface, make_env: Callable[..., Any]
             mask = _check_replay(config, model, prediction.record, prediction.logprobs)
             masked = masked or not bool(mask.all())
             samples.append((prediction.record, prediction.logprobs))
-        _check_prompt(model, VLAInput.batch(observation)[0], generator)
+        _check_prompt(model, inputs[0], generator)
         return Layout(
             ObservationLayout.of(env.single_observation_space),
             RecordLayout.of(samples, model.prompt_keys),

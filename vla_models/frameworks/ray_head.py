@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from vla_models.errors import VLAModelsError
+from vla_models.frameworks.variables import variables
 
 log = logging.getLogger(__name__)
 
@@ -63,26 +64,14 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
         log.info("using the Ray cluster at RAY_ADDRESS=%s", given)
         yield given
         return
-    mode = os.environ.get(_AUTH_MODE)
-    os.environ.setdefault(_AUTH_MODE, "disabled")
-    try:
+    with variables({_AUTH_MODE: os.environ.get(_AUTH_MODE, "disabled")}):
         head = _start(environment or {})
         try:
-            os.environ["RAY_ADDRESS"] = head.address
-            log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
-            yield head.address
+            with variables({"RAY_ADDRESS": head.address}):
+                log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
+                yield head.address
         finally:
-            _restore("RAY_ADDRESS", given)
             _stop(head)
-    finally:
-        _restore(_AUTH_MODE, mode)
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vla_models.errors import CheckpointError, ConfigError
 from vla_models.frameworks.areal.native import EXPERIMENT, TRIAL
 from vla_models.frameworks.areal.recording import Recorder
 from vla_models.frameworks.ray_head import ray_head
+from vla_models.frameworks.variables import variables
 
 if TYPE_CHECKING:
     from vla_models.frameworks.run_folder import FrameworkRun
@@ -179,8 +180,7 @@ def _clean_names(resolve: Any, run: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _environment(controller: bool) -> Iterator[None]:
+def _environment(controller: bool) -> contextlib.AbstractContextManager[None]:
     """The variables with which AReaL runs in this process alone (SPMD with one process), or with workers of its own."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -190,12 +190,4 @@ def _environment(controller: bool) -> Iterator[None]:
     wanted |= {"AREAL_SPMD_MODE": "0"} if controller else {"AREAL_SPMD_MODE": "1", **alone}
     if not torch.cuda.is_available():
         wanted["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes minutes on a CPU
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    return variables(wanted)

@@ -145,16 +145,16 @@ def trajectory(rows: Rows, rewards: Tensor) -> dict[str, Any]:
     ends = np.where(counts, slots, 0).max(axis=1)
     ends[ends == 0] = len(slots)  # the prompt's slots are not cut off where nothing counts
     width = int(ends.max())
-    covered = slots[:width] <= ends[:, None]
-    there, whole = torch.from_numpy(covered), bool(covered.all())
+    there = torch.from_numpy(slots[:width] <= ends[:, None])
+    whole = bool((ends == len(slots)).all())
 
     def cut(values: Tensor, fill: int = 0) -> Tensor:
-        return values if whole and width == len(slots) else values[:, :width].masked_fill(~there, fill)
+        return values if whole else values[:, :width].masked_fill(~there, fill)
 
     made = {
         "input_ids": cut(rows.ids),
         "attention_mask": there,
-        "loss_mask": torch.from_numpy((counts[:, :width] & covered).astype(np.int32)),
+        "loss_mask": torch.from_numpy(counts[:, :width].astype(np.int32)),
         "logprobs": cut(rows.logprobs),
         "versions": cut(rows.versions, -1),
         "rewards": rewards.float(),
