@@ -101,7 +101,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             given = [s["seconds"][part] for s in seeds if s.get("seconds", {}).get(part) is not None]
             cells.append(f"{mean(given):.0f}" if given else "not logged")
         memory = [s["memory_mib"] for s in seeds if "memory_mib" in s]
-        cells += [f"{max(memory):.0f}" if memory else "not measured", str(lines_of_code(name))]
+        cells += [f"{max(memory):.0f}" if memory else "not measured", str(round(lines_of_code(name), -2))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

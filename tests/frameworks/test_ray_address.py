@@ -68,3 +68,22 @@ def test_another_head_is_tried_when_one_ends_at_once(monkeypatch: pytest.MonkeyP
     with ray_head() as address:
         assert address == f"127.0.0.1:{ports[1]}"
     assert len(ports) == 2
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_who_joined_within_the_block_leaves_with_it(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeRay:
+        joined = before
+
+        def is_initialized(self) -> bool:
+            return self.joined
+
+        def shutdown(self) -> None:
+            self.joined = False
+
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with ray_head():
+        ray.joined = True
+    assert ray.joined is before

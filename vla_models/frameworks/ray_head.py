@@ -58,20 +58,38 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[str]:
 
     With ``RAY_ADDRESS`` set (other than to "local") nothing is started and nothing is stopped. Otherwise a head is started with
     a session folder of its own, and it ends with the block, with everything that it started; also when this process is killed.
+    If this process joined the cluster within the block, it leaves it with the block.
     """
     given = os.environ.get("RAY_ADDRESS")
     if given and given != "local":
         log.info("using the Ray cluster at RAY_ADDRESS=%s", given)
-        yield given
+        with _left_at_the_end():
+            yield given
         return
     with variables({_AUTH_MODE: os.environ.get(_AUTH_MODE, "disabled")}):
         head = _start(environment or {})
         try:
-            with variables({"RAY_ADDRESS": head.address}):
+            with variables({"RAY_ADDRESS": head.address}), _left_at_the_end():
                 log.info("started a Ray head at %s (its logs: %s)", head.address, head.folder)
                 yield head.address
         finally:
             _stop(head)
+
+
+@contextlib.contextmanager
+def _left_at_the_end() -> Iterator[None]:
+    joined = _joined()
+    try:
+        yield
+    finally:
+        if not joined and _joined():
+            sys.modules["ray"].shutdown()
+
+
+def _joined() -> bool:
+    """Whether this process is connected to a cluster."""
+    ray = sys.modules.get("ray")  # who is connected has imported it
+    return ray is not None and ray.is_initialized()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Deadly(PlansRef):
 def test_workers_that_keep_dying_end_the_run_with_a_name(inputs: Path) -> None:
     jobs = jobs_of(inputs)[: 2 * SHARE]
     jobs[SHARE] = replace(jobs[SHARE], plans=Deadly(inputs / "P.npy", None, SHARE, ""))
-    with pytest.raises(WorkerError, match="3 workers in a row died, the last one perhaps over scenes 'scene_0032'"):
+    with pytest.raises(WorkerError, match="3 workers in a row died, the last one over scenes 'scene_0032'"):
         score_jobs(jobs, Options(), workers=2)
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +49,10 @@ def run(
             f"{SERVERS}=host:port, or let AReaL start it with framework_options.scheduler.type: local"
         )
     done = record.done()
-    with _cluster(config.scheduler.type), _environment(controller=config.scheduler.type is not None):
+    scheduler = config.scheduler.type  # None: everything in this process
+    # left to itself, AReaL joins any Ray that runs on this machine
+    cluster = ray_head() if scheduler == "ray" else contextlib.nullcontext()
+    with cluster, _environment(controller=scheduler is not None):
         from areal.utils import name_resolve
 
         from vla_models.frameworks.areal import trainer as trainers
@@ -68,8 +71,8 @@ def run(
             recorder.weights = lambda step: tokens.read_weights(record.config, record.path, step)
         workflows: list[Any] = [DrivingWorkflow(settings, "train"), DrivingWorkflow(settings, "heldout")]
         arguments: dict[str, Any] = {}
-        if config.scheduler.type is not None:  # made by the workers
-            if config.scheduler.type == "slurm":
+        if scheduler is not None:  # made by the workers
+            if scheduler == "slurm":
                 log.warning("scheduler.type: slurm was never run with vla_models; local and ray were")
             workflows = [f"{DrivingWorkflow.__module__}.{DrivingWorkflow.__name__}"] * 2
             arguments = {
@@ -91,21 +94,6 @@ def run(
                 if isinstance(workflow, DrivingWorkflow):
                     workflow.close()
     return recorder.evaluation
-
-
-@contextlib.contextmanager
-def _cluster(scheduler: str | None) -> Iterator[None]:
-    """A Ray head of the run's own, where AReaL's workers are Ray's: left to itself, Ray joins whatever runs on the machine."""
-    if scheduler != "ray":
-        yield
-        return
-    import ray
-
-    with ray_head():
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 def structured(native: Mapping[str, Any]) -> Any:

@@ -57,14 +57,8 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
 
     load_extension()
     foreign = _has_cluster()
-    with ray_head(), _failures_as_errors():
-        try:
-            return _run(OmegaConf.create(dict(native)), record, foreign)
-        finally:
-            import ray
-
-            if ray.is_initialized():
-                ray.shutdown()
+    with _failures_as_errors(), ray_head():
+        return _run(OmegaConf.create(dict(native)), record, foreign)
 
 
 def _run(cfg: Any, record: FrameworkRun, foreign: bool) -> dict[str, float]:

@@ -62,10 +62,7 @@ def run(native: Mapping[str, Any], record: FrameworkRun) -> dict[str, float]:
     with ray_head() as address:
         ray: Any = importlib.import_module("ray")
         ray.init(address, runtime_env={"env_vars": variables, "worker_process_setup_hook": plugin.HOOK}, log_to_driver=True)
-        try:
-            _watch(ray, native, listener)
-        finally:
-            ray.shutdown()
+        _watch(ray, native, listener)
     listener.listen()
     if listener.kept < record.config.training.steps:
         raise VLAModelsError(

@@ -105,7 +105,6 @@ def run(path: Path, record: FrameworkRun, logged: Path, keep: Callable[[int, Pat
     """
     load_plugin()
     cfg = compose(path)
-    import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -127,9 +126,6 @@ def run(path: Path, record: FrameworkRun, logged: Path, keep: Callable[[int, Pat
         except Exception as e:
             said = str(e).strip().splitlines() or [type(e).__name__]
             raise VLAModelsError(f"verl stopped: {said[-1]}; all that it said stands above") from e
-        finally:
-            if ray.is_initialized():
-                ray.shutdown()
     return listener.evaluation
 
 

@@ -1,7 +1,7 @@
 """Who scores the shares: this process, several processes of this machine, or Ray on one machine or many.
 
 Each engine yields (number of the share, its rows) as shares are finished, in any order, every share once. A worker that dies
-costs its share again, nothing else.
+costs unfinished shares again, nothing else.
 """
 
 from __future__ import annotations
@@ -45,29 +45,33 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vla_models.scoring.bulk.work"])
     waiting = dict(shares)
+    suspects: list[int] = []  # unfinished when a worker died: scored one by one, so that the next death names its share
     deaths = 0
     while waiting:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-            following = iter(list(waiting.items()))
+        numbers, width, ahead = (suspects, 1, 1) if suspects else (list(waiting), workers, _AHEAD * workers)
+        with ProcessPoolExecutor(width, mp_context=context, initializer=end_with_parent) as pool:
+            following = iter(numbers)
             running: dict[Future[Columns], int] = {}
             try:
                 while True:
-                    for number, jobs in itertools.islice(following, _AHEAD * workers - len(running)):
-                        running[pool.submit(score_share, jobs, options)] = number
+                    for number in itertools.islice(following, ahead - len(running)):
+                        running[pool.submit(score_share, waiting[number], options)] = number
                     if not running:
                         break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        number = running.pop(future)
                         columns = future.result()
+                        number = running.pop(future)
                         del waiting[number]
                         deaths = 0
                         yield number, columns
             except BrokenProcessPool:
                 deaths += 1
+                if deaths == _DEATHS:
+                    raise _died(min(running.values(), default=min(waiting)), shares) from None
+                suspects = suspects or sorted(running.values())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        if deaths == _DEATHS:
-            raise _died(min(waiting), waiting)
+        suspects = [number for number in suspects if number in waiting]
 
 
 def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
@@ -128,6 +132,6 @@ def _knock(address: str) -> None:
 def _died(number: int, shares: Shares) -> WorkerError:
     names = [job.scene.name for job in shares[number]]
     return WorkerError(
-        f"{_DEATHS} workers in a row died, the last one perhaps over scenes {names[0]!r} to {names[-1]!r}: look for a lack of "
+        f"{_DEATHS} workers in a row died, the last one over scenes {names[0]!r} to {names[-1]!r}: look for a lack of "
         "memory (fewer --threads need less); what is finished is kept, so the same command goes on from there"
     )
