@@ -83,6 +83,11 @@ def test_adapters_are_keyed_by_framework(registry: Any) -> None:
     assert registry.list_adapters()["a_new_framework"] == ["small"]
 
 
+def test_an_adapter_that_nobody_would_ask_is_refused(registry: Any) -> None:
+    with pytest.raises(RegistryError, match="local trains the registered model itself"):
+        register_framework_adapter("local", "small")(len)
+
+
 def test_options_that_the_constructor_does_not_take(registry: Any, tmp_path: Path) -> None:
     register_vla_model("small")(Small)
     with pytest.raises(RegistryError, match=r"'small' does not take 'sise'; known: size\. Did you mean 'size'\?"):

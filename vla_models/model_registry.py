@@ -65,7 +65,7 @@ class VLAModelRegistry:
     _models: ClassVar[dict[str, type[VLAInterface]]] = {}
     """model name -> class."""
     _adapters: ClassVar[dict[str, dict[str, Any]]] = {}
-    """framework -> model name -> adapter: what a model brings for one framework instead of the generic adapter."""
+    """framework -> model name -> adapter: what builds the model in one framework."""
     _env_adapters: ClassVar[dict[str, dict[str, Any]]] = {}
     """environment -> framework -> adapter class."""
     _frameworks: ClassVar[dict[str, Framework]] = {}
@@ -94,7 +94,10 @@ class VLAModelRegistry:
 
     @classmethod
     def register_adapter(cls, framework: str, model: str, adapter: T, override: bool = False) -> T:
-        """Register what serves ``model`` in ``framework`` instead of that framework's generic adapter."""
+        """Register what builds ``model`` in ``framework``. In the built-in frameworks it is called with the framework's own
+        arguments of the model and returns the model (docs/02_model_integration_guide.md, section 5)."""
+        if framework == "local":
+            raise RegistryError(f"local trains the registered model itself; it would never ask an adapter of {model!r}")
         _put(cls._adapters.setdefault(framework, {}), model, adapter, f"{framework} adapter of model {model!r}", override)
         return adapter
 
@@ -130,7 +133,7 @@ class VLAModelRegistry:
 
     @classmethod
     def get_adapter(cls, framework: str, model: str) -> Any | None:
-        """The adapter that ``model`` brings for ``framework``, or None: then the framework's generic adapter serves."""
+        """What builds ``model`` in ``framework``, or None: then the registered model itself is used."""
         cls.load_plugins()
         return cls._adapters.get(framework, {}).get(model)
 
@@ -230,7 +233,7 @@ def register_vla_model(name: str, override: bool = False) -> Callable[[type[T]],
 
 
 def register_framework_adapter(framework: str, model: str, override: bool = False) -> Callable[[T], T]:
-    """Decorator of a function or class: ``@register_framework_adapter("siirl", "my_driving_vla")``."""
+    """Decorator of a function: ``@register_framework_adapter("siirl", "my_driving_vla")``; see ``register_adapter``."""
     return lambda adapter: VLAModelRegistry.register_adapter(framework, model, adapter, override)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,9 +37,9 @@ def step(config: VLAConfig, folder: Path) -> Step:
     model.save_pretrained(folder / "start")
     kind = VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
     layout = lay_out(config, model, kind.make_env)
-    vla = {"name": config.model.name, "seed": config.seed, "masked": layout.masked}
+    vla = {"seed": config.seed, "masked": layout.masked}
     vla |= {"observation": layout.observation.to_dict(), "record": layout.record.to_dict()}
-    server, replay, inner = DrivingServer(str(folder / "start"), vla, 0), Replay(model), Clock()
+    server, replay, inner = DrivingServer(SimpleNamespace(path=folder / "start", vla=vla), 0), Replay(model), Clock()
     server.model.predict = inner.wrap(server.model.predict)  # type: ignore[method-assign]
     model.evaluate_actions = inner.wrap(model.evaluate_actions)  # type: ignore[method-assign]
     make_env = kind.make_env

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.siirl.batch import RecordWords, counted_groups, decision_mask, encode_names, training_batch
 from vla_models.frameworks.siirl.embedding import MOMENTS, load_video_embedding, trajectory
 from vla_models.frameworks.siirl.env import Bench2DriveVLAAdapter
-from vla_models.frameworks.siirl.policy import build_model, make_optimizer
+from vla_models.frameworks.siirl.policy import make_optimizer
 from vla_models.frameworks.siirl.rollout import Asked, Rollout
 from vla_models.inputs import VLASpec
 from vla_models.model_registry import create_model
@@ -233,28 +232,6 @@ def test_names_fit_their_bytes_and_stay_apart() -> None:
     assert encoded.shape == (4, 50)
     assert bytes(encoded[0].numpy()).rstrip(b"\0") == b"go0"
     assert len({bytes(row.numpy()) for row in encoded}) == 4
-
-
-def test_an_adapter_of_the_model_is_used_and_gets_the_weights(tmp_path: Path, registry: Any) -> None:
-    from vla_models.errors import RegistryError
-    from vla_models.model_registry import register_framework_adapter
-
-    torch.manual_seed(0)
-    start = create_model("small_gaussian")
-    start.save_pretrained(tmp_path)
-    given: list[Any] = []
-
-    @register_framework_adapter("siirl", "small_gaussian")
-    def siirl_adapter(cfg: Any) -> Any:
-        given.append(cfg)
-        return create_model("small_gaussian") if cfg != "wrong" else "no model"
-
-    built = build_model("siiRL's arguments", "small_gaussian", tmp_path)
-    assert given == ["siiRL's arguments"]
-    for name, weight in start.state_dict().items():
-        torch.testing.assert_close(built.state_dict()[name], weight)
-    with pytest.raises(RegistryError, match="the siirl adapter of model 'small_gaussian' returned a str"):
-        build_model("wrong", "small_gaussian", tmp_path)
 
 
 def test_only_matrices_decay() -> None:

@@ -6,7 +6,7 @@ translate the configuration into one of their own have ``dry_run(config) -> str`
 Others register the same two functions from outside (``register_framework``).
 
 Modules directly in here are what such a framework needs whichever it is: observations and records in fixed shapes, episodes,
-the run's folder, a Ray head, a user's own classes in other processes.
+the run's folder, a Ray head, a user's own classes in other processes and a model's own adapters.
 """
 
 from __future__ import annotations

@@ -12,9 +12,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vla_models.errors import RegistryError
+from vla_models.model_registry import VLAModelRegistry
+
+if TYPE_CHECKING:
+    from vla_models.config import VLAConfig
 
 SOURCES: Final = "VLA_MODELS_SOURCES"
 """Environment variable: JSON list of {"module", "file"}."""
@@ -33,10 +37,17 @@ def sources_of(*classes: Any) -> str:
     return json.dumps(sources)
 
 
-def remember_sources(*classes: Any) -> None:
-    """Set ``SOURCES`` so that the processes that this one starts find these classes; what it names already stays named."""
+def remember_sources(config: VLAConfig) -> None:
+    """Set ``SOURCES`` so that the processes that this one starts find the model of ``config``, its adapter for the framework,
+    and the environment's; what it names already stays named."""
+    framework, model = config.framework, config.model.name
+    parts = [
+        VLAModelRegistry.get_model(model),
+        VLAModelRegistry.get_adapter(framework, model),
+        VLAModelRegistry.get_env_adapter(config.environment.type, framework),
+    ]
     known = json.loads(os.environ.get(SOURCES) or "[]")
-    known += [source for source in json.loads(sources_of(*classes)) if source not in known]
+    known += [source for source in json.loads(sources_of(*filter(None, parts))) if source not in known]
     os.environ[SOURCES] = json.dumps(known)
 
 

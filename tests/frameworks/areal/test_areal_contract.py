@@ -24,6 +24,7 @@ from vla_models.errors import DivergenceError
 from vla_models.frameworks.areal.engine import VLATrainEngine
 from vla_models.frameworks.areal.inference import VLAInferenceEngine
 from vla_models.frameworks.areal.sequences import PAYLOAD, check
+from vla_models.model_registry import create_model, register_framework_adapter
 from vla_models.training.objective import group_advantages, policy_terms
 
 EVERY = [(environment, model) for environment in ("navsim", "bench2drive") for model in loop.HEADS]
@@ -365,6 +366,26 @@ def test_adapters_alone_are_trained_and_sent(make: Make) -> None:
     assert not any("base_layer" in name for name in moved)
     acting = s.rollout.decider.model.state_dict()
     assert all(torch.equal(acting[name], value) for name, value in after.items())
+
+
+def test_a_users_adapter_gets_areals_section_and_what_it_returns_is_trained(make: Make, registry: Any) -> None:
+    made: dict[str, Any] = {}
+
+    @register_framework_adapter("areal", "small_gaussian")
+    def areal_adapter(config: Any) -> Any:
+        made[type(config).__name__] = create_model("small_gaussian", horizon=8)
+        return made[type(config).__name__]
+
+    s = make("navsim", "small_gaussian")
+    assert s.actor.model is made["PPOActorConfig"]
+    assert s.rollout.decider.model is made["InferenceEngineConfig"]
+    before = copy.deepcopy(s.actor.model.state_dict())
+    batch = s.batch()
+    for d, logprobs in zip(batch, s.actor.compute_logp(batch), strict=True):
+        counts = rolled(d, "loss_mask").bool()
+        torch.testing.assert_close(logprobs[counts], rolled(d, "logprobs")[counts], atol=1e-5, rtol=0)
+    s.update(batch)
+    assert any(not torch.equal(value, before[name]) for name, value in s.actor.model.state_dict().items())
 
 
 def test_a_model_that_does_not_replay_is_caught(make: Make) -> None:

@@ -252,6 +252,33 @@ def test_adapters_alone_are_trained_and_sent(tmp_path: Path) -> None:
     torch.testing.assert_close(worker(forward_inputs=flat)["logprobs"], s.policy(forward_inputs=flat)["logprobs"])
 
 
+def test_a_users_adapter_gets_rlinfs_model_section_and_what_it_returns_is_trained(tmp_path: Path, registry: Any) -> None:
+    from rlinf.models import get_model
+
+    from vla_models.model_registry import create_model, register_framework_adapter
+
+    s = loop.setting(tmp_path, loop.configuration("navsim", "small_gaussian"))
+    start = s.policy.model
+    start.save_pretrained(tmp_path / "model")
+    made: list[Any] = []
+
+    @register_framework_adapter("rlinf", "small_gaussian")
+    def rlinf_adapter(cfg: Any) -> Any:
+        assert (cfg.model_type, cfg.num_action_chunks) == ("vla_models", 1)
+        made.append(create_model("small_gaussian"))
+        return made[-1]
+
+    s.policy = get_model(s.cfg.actor.model)
+    assert made
+    assert s.policy.model is made[-1]
+    for name, weight in start.state_dict().items():
+        torch.testing.assert_close(made[-1].state_dict()[name], weight)
+    raw, _ = loop.rollout(s)
+    batch = loop.training_batch(loop.advantages(s, raw))
+    loop.loss(s, batch)[0].backward()
+    assert any(p.grad is not None and p.grad.any() for p in made[-1].parameters())
+
+
 # -- many decisions ---------------------------------------------------------------------------------------------------------
 
 

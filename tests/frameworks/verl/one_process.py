@@ -150,7 +150,7 @@ def setting(folder: Path, config: VLAConfig) -> Setting:
         import cpu_tokens
 
         return Setting(config, cfg, folder, model_config, cpu_tokens.TokenServer(model_config.path))
-    server = DrivingServer(model_config.path, model_config.vla, 0)
+    server = DrivingServer(model_config, 0)
     return Setting(config, cfg, folder, model_config, server)
 
 

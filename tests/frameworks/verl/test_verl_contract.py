@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from vla_models.errors import ConfigError, DivergenceError
+from vla_models.model_registry import create_model, register_framework_adapter
 
 SCENES = {"navsim": lambda s: names(s)[:2], "bench2drive": lambda s: ["go2", "go3"]}
 
@@ -231,6 +232,32 @@ def test_adapters_alone_are_trained(tmp_path: Path) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("lora_A" in name for name in moved)
     assert not any("base_layer" in name for name in moved)
+
+
+def test_a_users_adapter_gets_verls_model_section_and_what_it_returns_decides_and_is_trained(
+    tmp_path: Path, registry: Any
+) -> None:
+    from vla_models.frameworks.verl.model import DrivingModelConfig
+
+    made: list[Any] = []
+
+    @register_framework_adapter("verl", "small_gaussian")
+    def verl_adapter(config: Any) -> Any:
+        assert isinstance(config, DrivingModelConfig)
+        made.append(create_model("small_gaussian", horizon=8))
+        return made[-1]
+
+    s = one.setting(tmp_path, one.configuration("navsim", "small_gaussian"))
+    assert s.server.model is made[0]
+    engine = s.engine()
+    assert len(made) == 2
+    data, keys = rollout(s)
+    before = one.weights(engine)
+    old = one.replayed(engine, data)["log_probs"]
+    sampled, mask = data["rollout_log_probs"].to_padded_tensor(0), data["response_mask"].to_padded_tensor(0).bool()
+    assert (old - sampled)[mask].abs().max() <= 1e-5, "the same weights decide and are trained"
+    one.train(engine, data, s.loss(), old_log_probs=old, advantages=one.advantages(s, data, keys)["advantages"])
+    assert any(not torch.equal(value, before[name]) for name, value in one.weights(engine).items())
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from vla_models.errors import CheckpointError, ConfigError, DivergenceError
 from vla_models.files import atomic_path
 from vla_models.frameworks.areal.coordinator import RolloutCoordinator
 from vla_models.frameworks.areal.sequences import PAYLOAD, joined_record
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.user_code import import_sources
 from vla_models.interface import VLAForDriving, VLAInterface
 from vla_models.training.learner import HALF_TOLERANCE, REPLAY_TOLERANCE
@@ -90,7 +91,7 @@ class VLATrainEngine(TrainEngine):
         if torch.cuda.is_available():
             current_platform.set_device(0 if torch.cuda.device_count() == 1 else self.rank % torch.cuda.device_count())
         self.device = torch.device(current_platform.current_device())
-        self.model = VLAForDriving.from_pretrained(self.config.path).to(self.device).eval()
+        self.model = build_model("areal", self.config, self.config.path).to(self.device).eval()
         self.model.require("trained")
         if self.config.optimizer is not None:
             self._make_optimizer(ft_spec.total_train_steps)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from vla_models.errors import VLAModelsError
 from vla_models.frameworks.areal.deciding import Decider, Decision, Sampling
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.user_code import import_sources
 from vla_models.inputs import VLAInput
-from vla_models.interface import VLAForDriving
 from vla_models.training.checkpoint import random_stream
 
 MOST_ROWS: Final = 256
@@ -59,7 +59,7 @@ class VLAInferenceEngine(InferenceEngine):
         """Load the model, unless it is shared, and start AReaL's executor. ``seed`` and the engine's id seed the samples."""
         import_sources()
         if self._decider is None:
-            model = VLAForDriving.from_pretrained(self.config.model).to(current_platform.current_device())
+            model = build_model("areal", self.config, self.config.model).to(current_platform.current_device())
             stream = random_stream(seed, f"engine-{engine_id or 0}", 0)
             self._decider = Decider(model, seed=stream, most_rows=MOST_ROWS)
         self._executor = WorkflowExecutor(config=self.config, inference_engine=self)

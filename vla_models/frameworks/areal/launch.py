@@ -24,7 +24,7 @@ from vla_models.frameworks.areal import compat, runner
 from vla_models.frameworks.areal import native as native_config
 from vla_models.frameworks.probing import lay_out
 from vla_models.frameworks.run_folder import FrameworkRun
-from vla_models.frameworks.user_code import SOURCES, sources_of
+from vla_models.frameworks.user_code import SOURCES, remember_sources
 from vla_models.interface import VLAForDriving
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.checkpoint import data_order
@@ -65,7 +65,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     """
     _check(config)
     compat.require()
-    _remember_sources(config)
+    remember_sources(config)
     record = FrameworkRun(config, resume)
     log.info("run folder: %s", record.path)
     if native_config.route(config) == "record":
@@ -89,7 +89,7 @@ def dry_run(config: VLAConfig) -> str:
     ``areal/native.yaml``.
     """
     _check(config)
-    _remember_sources(config)
+    remember_sources(config)
     record = FrameworkRun(config)
     record.model.save_pretrained(record.start)
     made = _translate(config, record)
@@ -180,10 +180,3 @@ def _plain(config: VLAConfig, record: FrameworkRun) -> Path:
     record.replace_model(tokens.adopt(config, plain))
     record.model.save_pretrained(record.path / "areal" / "model")
     return plain
-
-
-def _remember_sources(config: VLAConfig) -> None:
-    """Let workers find the model's and the environment adapter's class."""
-    os.environ[SOURCES] = sources_of(
-        VLAModelRegistry.get_model(config.model.name), VLAModelRegistry.get_env_adapter(config.environment.type, "areal")
-    )

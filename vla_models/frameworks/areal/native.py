@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vla_models.errors import ConfigError, did_you_mean
+from vla_models.frameworks.model_adapter import adapter_passed_by
 from vla_models.frameworks.user_code import SOURCES
 from vla_models.model_registry import VLAModelRegistry
 
@@ -209,7 +210,9 @@ def check_config(config: VLAConfig) -> None:
         problems.append(f"framework_options.vla: give a mapping of {', '.join(OURS)}")
     else:
         problems += [f"framework_options.vla.{key}: no such key; {did_you_mean(key, OURS)}" for key in ours if key not in OURS]
-        if route(config) not in ROUTES:
+        if route(config) == "tokens":
+            problems += adapter_passed_by("areal", config.model.name, "framework_options.vla.route: tokens")
+        elif route(config) not in ROUTES:
             problems.append(f"framework_options.vla.route: {route(config)!r}; {did_you_mean(route(config), ROUTES)}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -26,7 +26,7 @@ from vla_models.frameworks.rlinf import runner
 from vla_models.frameworks.rlinf.compat import installed
 from vla_models.frameworks.rlinf.plugin import EXT_MODULE
 from vla_models.frameworks.run_folder import FrameworkRun
-from vla_models.frameworks.user_code import SOURCES, sources_of
+from vla_models.frameworks.user_code import SOURCES, remember_sources
 from vla_models.model_registry import VLAModelRegistry
 from vla_models.training.routes import PLANS
 from vla_models.yaml_source import dump
@@ -55,9 +55,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     _check(config)
     if installed() is None:
         raise MissingDependency("framework: rlinf is not installed in this environment; make env-rlinf builds one that has it")
-    from vla_models.frameworks.rlinf import runner
-
-    _remember_sources(config)
+    remember_sources(config)
     runner.load_extension()
     record = FrameworkRun(config, resume)
     log.info("run folder: %s", record.path)
@@ -80,7 +78,7 @@ def dry_run(config: VLAConfig) -> str:
     ``rlinf/native.yaml``.
     """
     _check(config)
-    _remember_sources(config)
+    remember_sources(config)
     record = FrameworkRun(config)
     settings = _translate(config, record)
     record.model.save_pretrained(record.start)
@@ -148,10 +146,3 @@ def _translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
     )
     native_config.check(settings, devices)
     return settings
-
-
-def _remember_sources(config: VLAConfig) -> None:
-    """Let workers find the model's and the environment adapter's class."""
-    os.environ[SOURCES] = sources_of(
-        VLAModelRegistry.get_model(config.model.name), VLAModelRegistry.get_env_adapter(config.environment.type, "rlinf")
-    )

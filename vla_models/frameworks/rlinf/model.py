@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from vla_models.errors import ConfigError, NotImplementedByModel
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.observations import ObservationLayout, Packed
 from vla_models.frameworks.records import RecordLayout, unpack
 from vla_models.frameworks.rlinf.compat import find
 from vla_models.inputs import VLAInput
 from vla_models.interface import VLAInterface
-from vla_models.model_registry import create_model
 from vla_models.training.checkpoint import random_stream
 from vla_models.training.rollout import every
 
@@ -37,7 +37,7 @@ _NO_LAYERS: Final = "no class has this name"
 def build(cfg: Any, torch_dtype: Any = None) -> RLinfPolicy:
     """RLinf's model builder: ``cfg`` is ``actor.model`` with our part under ``vla`` (written by ``native``)."""
     vla = cfg.vla
-    model = create_model(vla.name, model_path=cfg.model_path)
+    model = build_model("rlinf", cfg, cfg.model_path)
     model = model.to(torch_dtype) if torch_dtype not in (None, torch.float32) else model
     return RLinfPolicy(
         model,

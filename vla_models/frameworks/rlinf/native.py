@@ -161,7 +161,6 @@ def make(
                 "num_action_chunks": 1,
                 "action_dim": 3 * spec.horizon,
                 "vla": {
-                    "name": config.model.name,
                     "seed": config.seed,
                     "value_coef": algorithm.value_coef,
                     "observation": observation.to_dict(),

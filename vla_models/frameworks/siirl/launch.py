@@ -52,7 +52,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
         raise MissingDependency("framework: siirl is not installed in this environment; make env-siirl builds one that has it")
     from vla_models.frameworks.siirl import runner
 
-    _remember(config)
+    remember_sources(config)
     runner.prepare()
     record = FrameworkRun(config, resume)
     log.info("run folder: %s", record.path)
@@ -74,7 +74,7 @@ def dry_run(config: VLAConfig) -> str:
     The folder that is made holds config.yaml, the model to start from (the warm start is not part of a dry run) and ``siirl/``.
     """
     _check(config)
-    _remember(config)
+    remember_sources(config)
     record = FrameworkRun(config)
     settings = translate(config, record)
     record.model.save_pretrained(record.start)
@@ -131,13 +131,3 @@ def translate(config: VLAConfig, record: FrameworkRun) -> dict[str, Any]:
     )  # fmt: skip
     native_config.write_inputs(settings, config, scenes, heldout)
     return settings
-
-
-def _remember(config: VLAConfig) -> None:
-    """Let siiRL's processes find the model's, its adapter's and the environment adapter's modules."""
-    parts = [
-        VLAModelRegistry.get_model(config.model.name),
-        VLAModelRegistry.get_env_adapter(config.environment.type, "siirl"),
-        VLAModelRegistry.get_adapter("siirl", config.model.name),
-    ]
-    remember_sources(*(part for part in parts if part is not None))

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from vla_models.config import VLAConfig
-from vla_models.errors import RegistryError
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.siirl.batch import RecordWords
-from vla_models.interface import VLAInterface
-from vla_models.model_registry import VLAModelRegistry, create_model
-from vla_models.pretrained import load_weights, read_config
 
 SETTINGS: Final = "vla_models.json"
 """Name of the file in ``actor_rollout_ref.model.path``."""
@@ -39,7 +36,8 @@ class Policy:
         self.settings: dict[str, Any] = json.loads((Path(cfg.model.path) / SETTINGS).read_text())
         self.config = VLAConfig.from_yaml(self.settings["config"])
         self.records = RecordWords(RecordLayout.from_dict(self.settings["record"]))
-        self.model = build_model(cfg, self.config.model.name, Path(self.settings["start"]))
+        self.model = build_model("siirl", cfg, self.settings["start"])
+        self.model.require("trained")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()  # dropout would make the replayed probabilities differ from the sampled ones
         self.optimizer = make_optimizer(self.model, cfg.actor.optim)
@@ -79,24 +77,6 @@ class Policy:
 
     def _pad(self, value: Tensor) -> Tensor:
         return torch.nn.functional.pad(value, (0, self.parts - value.shape[1]))
-
-
-def build_model(cfg: Any, name: str, start: Path) -> VLAInterface:
-    """The model to train, with the weights in ``start``: what the model's siiRL adapter makes of siiRL's arguments, if somebody
-    registered one (``@register_framework_adapter("siirl", name)``), else the registered model itself."""
-    adapter = VLAModelRegistry.get_adapter("siirl", name)
-    if adapter is None:
-        model = create_model(name, model_path=start)
-    else:
-        model = adapter(cfg)
-        if not isinstance(model, VLAInterface):
-            raise RegistryError(
-                f"the siirl adapter of model {name!r} returned a {type(model).__name__}; it must return the model to train"
-            )
-        load_weights(model, start, model.value_prefix)
-        model.statistics = dict(read_config(start).get("statistics", {}))
-    model.require("trained")
-    return model
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.Optimizer:

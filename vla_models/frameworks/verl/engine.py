@@ -33,7 +33,7 @@ class DrivingEngine(FSDPEngine):
 
     def _build_module(self) -> Replay:
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
-        return Replay.load(self.model_config.vla, self.model_config.local_path, dtype)
+        return Replay.load(self.model_config, dtype)
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> tuple[Tensor, dict[str, Any]]:
         """Loss (1 without a loss function) and what verl reports, for rows of ``DecisionOutput``."""

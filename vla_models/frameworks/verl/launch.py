@@ -23,7 +23,7 @@ from vla_models.frameworks.observations import ObservationLayout
 from vla_models.frameworks.probing import Layout, lay_out
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.run_folder import FrameworkRun
-from vla_models.frameworks.user_code import SOURCES, sources_of
+from vla_models.frameworks.user_code import SOURCES, remember_sources
 from vla_models.frameworks.verl import native as native_config
 from vla_models.frameworks.verl import runner
 from vla_models.frameworks.verl.compat import NAME, PLUGIN, check_version
@@ -56,7 +56,7 @@ def launch(config: VLAConfig, *, resume: str | Path | None = None) -> Path:
     """
     _check(config)
     check_version()
-    _remember_sources(config)
+    remember_sources(config)
     runner.load_plugin()
     record = FrameworkRun(config, resume)
     log.info("run folder: %s", record.path)
@@ -91,7 +91,7 @@ def dry_run(config: VLAConfig) -> str:
     ``verl/``.
     """
     _check(config)
-    _remember_sources(config)
+    remember_sources(config)
     record = FrameworkRun(config)
     settings = _translate(config, record, _variables(record.path, 0))
     record.model.save_pretrained(record.start)
@@ -192,10 +192,3 @@ def _variables(run: Path, done: int) -> dict[str, str]:
     return variables | {
         name: os.environ[name] for name in (SOURCES, "VERL_PLATFORM", "VERL_ENGINE_DEVICE") if name in os.environ
     }
-
-
-def _remember_sources(config: VLAConfig) -> None:
-    """Let workers find the model's and the environment adapter's class."""
-    os.environ[SOURCES] = sources_of(
-        VLAModelRegistry.get_model(config.model.name), VLAModelRegistry.get_env_adapter(config.environment.type, "verl")
-    )

@@ -18,9 +18,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from verl.utils.import_utils import import_external_libs
 from verl.workers.config import HFModelConfig
 
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.records import unpack
 from vla_models.frameworks.verl.compat import MODEL_TYPE
-from vla_models.model_registry import create_model
 
 TOKENS: Final = MappingProxyType({"<pad>": 0, "<eos>": 1, "<observation>": 2, "<action>": 3})
 OBSERVATION, ACTION = TOKENS["<observation>"], TOKENS["<action>"]
@@ -45,7 +45,7 @@ class DrivingModelConfig(HFModelConfig):
 
     model_type: str = MODEL_TYPE
     vla: dict[str, Any] = field(default_factory=dict)
-    """``name`` of the model, ``seed``, whether parts of its decisions are ``masked``, and ``observation`` and ``record``, the
+    """``seed`` of sampling, whether parts of its decisions are ``masked``, and ``observation`` and ``record``, the
     layouts (written by ``native``)."""
 
     def __post_init__(self) -> None:
@@ -91,9 +91,9 @@ class Replay(nn.Module):
         super().train(False)
 
     @classmethod
-    def load(cls, vla: Mapping[str, Any], path: str, dtype: torch.dtype = torch.float32) -> Replay:
-        """From a checkpoint of ours."""
-        model = create_model(str(vla["name"]), model_path=path)
+    def load(cls, config: DrivingModelConfig, dtype: torch.dtype = torch.float32) -> Replay:
+        """The model that verl's ``actor_rollout_ref.model`` or ``critic.model`` names."""
+        model = build_model("verl", config, config.path)
         model.require("trained")
         return cls(model.to(dtype))
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vla_models.errors import ConfigError, did_you_mean
+from vla_models.frameworks.model_adapter import adapter_passed_by
 from vla_models.frameworks.options import merged
 from vla_models.frameworks.verl.compat import MODEL_TYPE, NAME
 from vla_models.model_registry import VLAModelRegistry
@@ -242,7 +243,6 @@ def _for_records(config: VLAConfig, start: Path, layout: Layout) -> tuple[dict[s
         "use_remove_padding": False,
         "enable_gradient_checkpointing": False,
         "vla": {
-            "name": config.model.name,
             "seed": config.seed,
             "masked": layout.masked,
             "observation": layout.observation.to_dict(),
@@ -279,6 +279,8 @@ def check_config(config: VLAConfig) -> None:
         )
     if "verl" not in VLAModelRegistry.list_env_adapters().get(config.environment.type, []):
         problems.append(f"environment.type: {config.environment.type!r} has no verl adapter; see docs/frameworks/verl.md")
+    if route_of(config) == "tokens":
+        problems += adapter_passed_by("verl", config.model.name, "framework_options.vla_models.route: tokens")
     if (mode := _mode(config.framework_options)) not in MODES:
         problems.append(f"framework_options.trainer.v1.trainer_mode: {mode!r}; {did_you_mean(str(mode), MODES)}")
     if problems:

@@ -21,12 +21,12 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from vla_models.errors import CheckpointError, ConfigError, NotImplementedByModel
+from vla_models.frameworks.model_adapter import build_model
 from vla_models.frameworks.observations import ObservationLayout, Packed, concatenate
 from vla_models.frameworks.records import RecordLayout
 from vla_models.frameworks.verl.fields import record_fields, rows_of
-from vla_models.frameworks.verl.model import ACTION, own_names
+from vla_models.frameworks.verl.model import ACTION, DrivingModelConfig, own_names
 from vla_models.inputs import VLAInput
-from vla_models.model_registry import create_model
 from vla_models.training.checkpoint import random_stream
 
 GATHER_S: Final = 0.005
@@ -53,14 +53,14 @@ class DrivingServer:
     """A model that decides, for one replica.
 
     Args:
-        path: the checkpoint that it starts from.
-        vla: ``DrivingModelConfig.vla``.
+        config: verl's ``actor_rollout_ref.model``.
         rank: of the replica: its samples depend on it.
         device: what the model is on while it decides.
     """
 
-    def __init__(self, path: str, vla: Mapping[str, Any], rank: int, device: str = "cpu") -> None:
-        self.model = create_model(str(vla["name"]), model_path=path).eval()
+    def __init__(self, config: DrivingModelConfig, rank: int, device: str = "cpu") -> None:
+        self.model = build_model("verl", config, config.path).eval()
+        vla = config.vla
         self.observations = ObservationLayout.from_dict(vla["observation"])
         self.records = RecordLayout.from_dict(vla["record"])
         self.masked = bool(vla["masked"])
@@ -214,7 +214,7 @@ class DrivingReplica(RolloutReplica):
 
     def server_arguments(self) -> tuple[Any, ...]:
         """What the server is made of."""
-        return self.model_config.path, dict(self.model_config.vla), self.replica_rank, get_device_name()
+        return self.model_config, self.replica_rank, get_device_name()
 
     async def launch_servers(self) -> None:
         """Start the server on the node, and with the devices, of this replica's training process."""
