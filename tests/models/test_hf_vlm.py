@@ -220,7 +220,30 @@ def test_the_record_of_given_plans_says_these_plans(head: dict[str, Any], reason
     assert np.abs(said - plans)[..., :2].max() < (0.01 if head == TEXT_HEAD else 0.7)
     loss = model.imitation_loss(record)
     assert torch.isfinite(loss)
-    torch.testing.assert_close(loss, -model.evaluate_actions(record)["logprobs"].sum() / (record["segment"] > 0).sum())
+    within = -model.evaluate_actions(record)["logprobs"].sum() / (record["segment"] > 0).sum()
+    assert loss > within, "the plan is learnt among all tokens"
+
+
+def test_imitation_teaches_to_write_plans_where_no_grammar_helps() -> None:
+    """Inference servers sample from the whole vocabulary."""
+    model = make("smolvlm")
+    inputs, plans = some_inputs(2), np.stack([PLAN, PLAN * [1.0, -1.0, -1.0]])
+    record = model.record_from_plans(inputs, plans)
+    written = record["segment"] == ACTION
+
+    def of_a_plan() -> float:
+        """Probability of the codebook's tokens where they belong."""
+        with torch.no_grad():
+            p = model.backbone.read(record)[1][:, :-1][written].float().softmax(-1)
+        return float(p[:, model.grammar.actions].sum(-1).mean())
+
+    before = of_a_plan()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        model.imitation_loss(record).backward()
+        optimizer.step()
+    assert of_a_plan() > before + 0.3
 
 
 @pytest.mark.parametrize("head", [{"type": "tokens"}, {"type": "gaussian"}, {"type": "flow", "steps": 2}])

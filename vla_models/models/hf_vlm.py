@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vla_models.errors import ConfigError, PlanError, VLAModelsError
 from vla_models.heads import make_head, plan_horizon
-from vla_models.heads.base import PlanHead, ValueHead
+from vla_models.heads.base import PlanHead, ValueHead, check_finite
 from vla_models.heads.build import codebook_argument
 from vla_models.heads.codebook import Codebook
 from vla_models.heads.warpers import ACTION, TEXT, check_warpers, counted
@@ -335,12 +335,20 @@ class HFVLM(VLAForDriving):
         return record | ({} if self.head is None else self.head.record_from_plans(wanted, record["speed"]))
 
     def imitation_loss(self, record: Mapping[str, Tensor]) -> Tensor:
-        """See ``VLAInterface.imitation_loss``; a head that reads the last hidden state has its own."""
-        if self.head is None:
-            return super().imitation_loss(record)
+        """See ``VLAInterface.imitation_loss``; a head that reads the last hidden state has its own.
+
+        A written plan is learnt among all tokens of the vocabulary, not among those that the grammar allows: inference servers
+        sample without the grammar, and would hardly ever write a plan after the other loss.
+        """
         record = {name: part.to(self.backbone.device) for name, part in record.items()}
-        hidden, _ = self.backbone.read(record)
-        return self.head.imitation_loss(_last(hidden, record), record).mean()
+        hidden, logits = self.backbone.read(record)
+        if self.head is not None:
+            return self.head.imitation_loss(_last(hidden, record), record).mean()
+        learnt = counted(record["segment"], self.learn)
+        if not learnt.any():  # learn: text, and plans are given without any
+            return 0.0 * logits.float().mean()
+        said = check_finite(logits[:, :-1][learnt].float(), "hf_vlm's logits")
+        return nn.functional.cross_entropy(said, record["completion_ids"][learnt])
 
     def plan_normaliser(self) -> PlanHead | Codebook | None:
         """The head, or the codebook of a written plan."""
