@@ -97,7 +97,9 @@ def test_what_is_drawn_is_replayed(head: PlanHead, dtype: torch.dtype) -> None:
     assert torch.equal(again["logprobs"], drawn.logprobs)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     parts = [head.log_prob(features[i], {k: v[i] for k, v in drawn.record.items()})["logprobs"] for i in order.split(7)]
-    torch.testing.assert_close(torch.cat(parts), drawn.logprobs[order], atol=1e-5, rtol=0)
+    # another batch is rounded otherwise: some 2e-7 of a mean, which a chain's s of 0.064 and three of these from it make 1e-5
+    apart = 3e-5 if isinstance(head, ChainHead) else 1e-5
+    torch.testing.assert_close(torch.cat(parts), drawn.logprobs[order], atol=apart, rtol=0)
 
 
 def test_the_generator_decides_and_the_likeliest_plan_needs_none(head: PlanHead) -> None:

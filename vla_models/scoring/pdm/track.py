@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import intrinsic
 
 from vla_models.errors import PlanError
 from vla_models.kernels import numba
@@ -28,6 +26,7 @@ from vla_models.scenes.scene import PLAN_STEPS
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 WHEELBASE: Final = 3.089
 LENGTH: Final = 5.176
@@ -51,6 +50,7 @@ _STOPPING_GAIN: Final = 0.5
 _MAX_STEERING: Final = np.pi / 3
 _ACCELERATION_DELAY: Final = 0.2
 _STEERING_DELAY: Final = 0.05
+_HALF_TURN: Final = 1e-9  # radians from a half turn within which rounding may decide its side
 
 
 def _velocity_operator() -> FloatArray:
@@ -133,37 +133,43 @@ def _turns(angle: float, before: float) -> float:
     return m - d
 
 
-def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """numba intrinsic: a * b + c, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fma(*arguments)
-
-    return types.float64(types.float64, types.float64, types.float64), generate
-
-
-_fused: Any = intrinsic(_multiply_add)
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _direction_kernel(plans: FloatArray, heading: float, sine: FloatArray, cosine: FloatArray) -> None:
-    c, s = np.cos(heading), np.sin(heading)
+def _heading_kernel(plans: FloatArray, heading: float, out: FloatArray, half: BoolArray) -> None:
+    """Headings ``out`` [N, K], and which plans have a ``half`` turn [N] somewhere."""
+    c, s = math.cos(heading), math.sin(heading)
     for n in range(plans.shape[0]):
+        before = heading
+        half[n] = False
         for k in range(plans.shape[1]):
-            ch, sh = np.cos(plans[n, k, 2]), np.sin(plans[n, k, 2])
-            sine[n, k] = _fused(c, sh, s * ch)
-            cosine[n, k] = _fused(-s, sh, c * ch)
+            ch, sh = math.cos(plans[n, k, 2]), math.sin(plans[n, k, 2])
+            out[n, k] = math.atan2(s * ch + c * sh, c * ch - s * sh)
+            half[n] |= abs((out[n, k] - before) % (2.0 * np.pi) - np.pi) < _HALF_TURN
+            before = out[n, k]
 
 
 def plan_headings(plans: FloatArray, heading: float) -> FloatArray:
-    """Headings [N, K] of plans [N, K, 3] for an ego with ``heading``, to the last digit as the official code computes them.
+    """Headings [N, K] of plans [N, K, 3] for an ego with ``heading``.
 
-    Whether a half turn between two poses goes left or right hangs on that digit. Officially it is NumPy's ``arctan2`` of a
-    matrix product, which multiplies and adds in one rounding.
+    Whether a half turn between two poses goes left or right hangs on the last digit of its headings, and that digit on how
+    NumPy and its BLAS round on the machine at hand. So plans with one get the very operations of nuPlan's
+    ``relative_to_absolute_poses`` (nuplan/common/geometry/convert.py): the product of two pose matrices, and its ``arctan2``.
     """
-    sine, cosine = np.empty(plans.shape[:2]), np.empty(plans.shape[:2])
-    _direction_kernel(plans, heading, sine, cosine)
-    return np.arctan2(sine, cosine)
+    headings, half = np.empty(plans.shape[:2]), np.empty(len(plans), dtype=np.bool_)
+    _heading_kernel(plans, heading, headings, half)
+    if half.any():
+        product = _rotations(np.asarray(heading)) @ _rotations(plans[half, :, 2])
+        headings[half] = np.arctan2(product[..., 1, 0], product[..., 0, 0])
+    return headings
+
+
+def _rotations(angles: FloatArray) -> FloatArray:
+    """Pose matrices [..., 3, 3] of headings [...], at the origin."""
+    matrices = np.zeros((*angles.shape, 3, 3))
+    matrices[..., 0, 0] = matrices[..., 1, 1] = np.cos(angles)
+    matrices[..., 1, 0] = np.sin(angles)
+    matrices[..., 0, 1] = -matrices[..., 1, 0]
+    matrices[..., 2, 2] = 1.0
+    return matrices
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
