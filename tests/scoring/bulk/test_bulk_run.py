@@ -200,23 +200,30 @@ def test_without_ray_the_command_that_installs_it_is_named(inputs: Path, monkeyp
         score_jobs(jobs_of(inputs)[:SHARE], Options(), engine="ray")
 
 
+class DeadlyOnce(PlansRef):
+    """Proposals that end the first worker that loads them."""
+
+    def load(self):
+        died = self.path.with_name("died")
+        if self.content is not None and not died.exists():  # carried: this is a worker
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load()
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_though_a_worker_is_killed(
     inputs: Path, expected: ScoreTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    killed: list[int] = []
-
-    def kill(scenes: int) -> None:
-        ours = [p for child in psutil.Process().children() for p in child.children(recursive=True)]
-        working = [p for p in ours if p.is_running() and p.name().startswith("ray::score_sha")]
-        if not killed and working:
-            killed.append(working[0].pid)
-            working[0].kill()
-
-    assert_same(score_jobs(jobs_of(inputs), Options("v2"), engine="ray", workers=2, advance=kill), expected)
-    assert killed
+    jobs = jobs_of(inputs)
+    plans = jobs[3 * SHARE].plans
+    assert plans is not None
+    jobs[3 * SHARE] = replace(jobs[3 * SHARE], plans=DeadlyOnce(**vars(plans)))
+    assert_same(score_jobs(jobs, Options("v2"), engine="ray", workers=2), expected)
+    assert plans.path.with_name("died").exists()
     assert not ray.is_initialized(), "the head that was started is gone"
 
 
