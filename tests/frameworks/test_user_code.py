@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small_models
 
+from vla_models.config import VLAConfig
 from vla_models.errors import RegistryError
-from vla_models.frameworks.user_code import SOURCES, import_sources, sources_of
+from vla_models.frameworks.user_code import SOURCES, import_sources, remember_sources, sources_of
+from vla_models.model_registry import create_model, register_framework_adapter
 from vla_models.models.tiny_vla import TinyVLA
 
 SCRIPT = """
@@ -57,3 +61,16 @@ def test_a_source_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         import_sources()
     monkeypatch.setenv(SOURCES, "[]")
     import_sources()
+
+
+def test_a_run_names_its_own_classes_and_no_others(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @register_framework_adapter("areal", "small_gaussian")
+    def adapter(config: Any) -> Any:
+        return create_model("small_gaussian")
+
+    monkeypatch.setenv(SOURCES, "[]")  # put back afterwards
+    navsim = {"framework": "areal", "environment": {"type": "navsim"}}
+    remember_sources(VLAConfig.from_dict({**navsim, "model": {"name": "small_gaussian"}}))
+    assert {source["module"] for source in json.loads(os.environ[SOURCES])} == {small_models.__name__, __name__}
+    remember_sources(VLAConfig.from_dict({**navsim, "model": {"name": "tiny_vla"}}))
+    assert json.loads(os.environ[SOURCES]) == []

@@ -39,16 +39,14 @@ def sources_of(*classes: Any) -> str:
 
 def remember_sources(config: VLAConfig) -> None:
     """Set ``SOURCES`` so that the processes that this one starts find the model of ``config``, its adapter for the framework,
-    and the environment's; what it names already stays named."""
+    and the environment's. What an earlier run named is forgotten: its files may be gone."""
     framework, model = config.framework, config.model.name
     parts = [
         VLAModelRegistry.get_model(model),
         VLAModelRegistry.get_adapter(framework, model),
         VLAModelRegistry.get_env_adapter(config.environment.type, framework),
     ]
-    known = json.loads(os.environ.get(SOURCES) or "[]")
-    known += [source for source in json.loads(sources_of(*filter(None, parts))) if source not in known]
-    os.environ[SOURCES] = json.dumps(known)
+    os.environ[SOURCES] = sources_of(*filter(None, parts))
 
 
 def import_sources() -> None:
