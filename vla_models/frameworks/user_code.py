@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SOURCES: Final = "VLA_MODELS_SOURCES"
 """Environment variable: JSON list of {"module", "file"}."""
+_GIVEN: Final[list[dict[str, Any]]] = json.loads(os.environ.get(SOURCES) or "[]")
+"""What this process was started with."""
 
 
 def sources_of(*classes: Any) -> str:
@@ -39,14 +41,15 @@ def sources_of(*classes: Any) -> str:
 
 def remember_sources(config: VLAConfig) -> None:
     """Set ``SOURCES`` so that the processes that this one starts find the model of ``config``, its adapter for the framework,
-    and the environment's. What an earlier run named is forgotten: its files may be gone."""
+    and the environment's, beside what was given to this one. What an earlier run named is forgotten: its files may be gone."""
     framework, model = config.framework, config.model.name
     parts = [
         VLAModelRegistry.get_model(model),
         VLAModelRegistry.get_adapter(framework, model),
         VLAModelRegistry.get_env_adapter(config.environment.type, framework),
     ]
-    os.environ[SOURCES] = sources_of(*filter(None, parts))
+    own = [source for source in json.loads(sources_of(*filter(None, parts))) if source not in _GIVEN]
+    os.environ[SOURCES] = json.dumps(_GIVEN + own)
 
 
 def import_sources() -> None:
