@@ -5,7 +5,8 @@
 The world (``simulation/checks.py``) measures along the route's path, which is fast; ``scoring/bench2drive/criteria.py`` follows
 the official code on the town's lanes, which golden episodes of that code guard. Both judge each tick of three drivers: the
 rule-based one, one that follows the route blindly, and one that also sways over lanes and lines. What a collision is, is the
-world's affair in both. Prints the table of docs/bench2drive_metrics.md and writes ``results/bench2drive_judges.json``.
+world's affair in both. Prints a table; on the usual routes it also writes it into docs/bench2drive_metrics.md, and its numbers
+into ``results/bench2drive_judges.json``.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from vla_models.simulation.world import World
 from vla_models.training.progress import Bar
 from vla_models.training.routes import make_route_env
 
-HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "docs" / "bench2drive_metrics.md"
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "bench2drive_metrics.md"
 JUDGED = (Event.TRAFFIC_LIGHT, Event.STOP, Event.ROUTE_DEVIATION, Event.VEHICLE_BLOCKED)
 """Kinds that both judges find by themselves, each at a tick."""
 SHARED = (
@@ -84,7 +85,7 @@ class Official:
         """Judge what the world has just done where ``live``."""
         count = len(self.world)
         for n, (here, there) in enumerate(self._lights):
-            self._red[n, here] = self.world.light_states(n)[1][there] == 2
+            self._red[n, here] = self.world.light_states(n)[1][there] == columns.RED
         scenarios = self.world.tables.scenarios
         wrong_way = (scenarios[:, :, columns.STATE] == 1.0) & (scenarios[:, :, columns.WRONG_WAY] > 0.0)
         self.criteria.wrong_way_counts[:] = ~wrong_way.any(axis=1)
@@ -193,8 +194,10 @@ def main() -> None:
                 bar(at + len(parts[-1].events))
         found[name] = Verdicts(np.concatenate([p.events for p in parts]), np.concatenate([p.numbers for p in parts]))
     print(table(found))
+    if arguments != parser.parse_args([]):
+        return  # the document speaks of the usual routes
     written = {
-        "routes": arguments.routes or f"{arguments.count} generated",
+        "routes": f"{arguments.count} generated",
         "events": {
             name: dict(zip((kind.name for kind in JUDGED), verdicts.events.sum(axis=0).tolist(), strict=True))
             for name, verdicts in found.items()
@@ -204,7 +207,7 @@ def main() -> None:
             for name, verdicts in found.items()
         },
     }
-    (HERE / "results" / "bench2drive_judges.json").write_text(json.dumps(written, indent=1) + "\n")
+    (RESULTS / "bench2drive_judges.json").write_text(json.dumps(written, indent=1) + "\n")
     made = fill(DOCUMENT.read_text(encoding="utf-8"), "judges", "python benchmarks/bench2drive_judges.py", table(found))
     DOCUMENT.write_text(made, encoding="utf-8")
 

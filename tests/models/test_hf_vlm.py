@@ -222,6 +222,9 @@ def test_the_record_of_given_plans_says_these_plans(head: dict[str, Any], reason
     assert torch.isfinite(loss)
     within = -model.evaluate_actions(record)["logprobs"].sum() / (record["segment"] > 0).sum()
     assert loss > within, "the plan is learnt among all tokens"
+    logits, written = model.backbone.read(record)[1][:, :-1].float(), record["segment"] > 0
+    said = logits.log_softmax(-1).gather(-1, record["completion_ids"][..., None])[..., 0]
+    torch.testing.assert_close(loss, -said[written].mean())
 
 
 def test_imitation_teaches_to_write_plans_where_no_grammar_helps() -> None:
