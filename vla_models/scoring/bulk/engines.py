@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final, Literal
@@ -50,20 +50,12 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
     while waiting:
         numbers, width, ahead = (suspects, 1, 1) if suspects else (list(waiting), workers, _AHEAD * workers)
         with ProcessPoolExecutor(width, mp_context=context, initializer=end_with_parent) as pool:
-            following = iter(numbers)
             running: dict[Future[Columns], int] = {}
             try:
-                while True:
-                    for number in itertools.islice(following, ahead - len(running)):
-                        running[pool.submit(score_share, waiting[number], options)] = number
-                    if not running:
-                        break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        columns = future.result()
-                        number = running.pop(future)
-                        del waiting[number]
-                        deaths = 0
-                        yield number, columns
+                for number, columns in _finished(pool, shares, numbers, ahead, options, running):
+                    del waiting[number]
+                    deaths = 0
+                    yield number, columns
             except BrokenProcessPool:
                 deaths += 1
                 if deaths == _DEATHS:
@@ -72,6 +64,26 @@ def _in_processes(shares: Shares, options: Options, workers: int) -> Iterator[tu
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         suspects = [number for number in suspects if number in waiting]
+
+
+def _finished(
+    pool: ProcessPoolExecutor,
+    shares: Shares,
+    numbers: Iterable[int],
+    ahead: int,
+    options: Options,
+    running: dict[Future[Columns], int],
+) -> Iterator[tuple[int, Columns]]:
+    """Hand out ``numbers``, ``ahead`` at a time; ``running`` holds what is unfinished, also when a worker has died."""
+    following = iter(numbers)
+    while True:
+        for number in itertools.islice(following, ahead - len(running)):
+            running[pool.submit(score_share, shares[number], options)] = number
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            columns = future.result()
+            yield running.pop(future), columns
 
 
 def _on_ray(shares: Shares, options: Options, workers: int) -> Iterator[tuple[int, Columns]]:
